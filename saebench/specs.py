@@ -1,0 +1,327 @@
+"""What registry entries and runs say, as frozen dataclasses read strictly from TOML.
+
+A field marked `semantic` can change a number: the semantic fields of a backbone, a dataset and an
+SAE are part of a unit's identity (`saebench.plan`). All others (description, licence, paths) are
+columns or documentation. pydantic is used here, at the edge, and nowhere inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from saebench.errors import SpecError
+
+TokenKind = Literal["cls", "distillation", "registers", "patches", "grid", "pooled"]
+KINDS: tuple[TokenKind, ...] = ("cls", "distillation", "registers", "patches", "grid", "pooled")
+
+
+def semantic(**kwargs: Any) -> Any:
+    """A dataclass field that can change a number."""
+    return field(**kwargs, metadata={"semantic": True})
+
+
+def semantic_fields(spec: Any) -> dict[str, Any]:
+    """The semantic fields of a spec, nested specs included, as plain JSON-ready values."""
+    return {
+        f.name: _plain(getattr(spec, f.name))
+        for f in dataclasses.fields(spec)
+        if f.metadata.get("semantic")
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return semantic_fields(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """Where a weights file is: beside the entry (`file`) or on a hub (`hub`, `revision`, `filename`).
+
+    `sha256` identifies the bytes. It is checked before anything is parsed.
+    """
+
+    file: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    filename: str | None = None
+    tag: str | None = None
+    sha256: str | None = semantic(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The weights' own pixel pipeline: PIL image -> [3 h w] float32, in this order.
+
+    Convert to RGB; resize (`shortest` side to `resize_to`, `squash` to a square of `resize_to`, or
+    `none`); centre crop to `size` when `crop`; scale to 0..1; subtract `mean`, divide by `std`.
+    """
+
+    size: int = semantic()
+    resize: Literal["shortest", "squash", "none"] = semantic(default="shortest")
+    resize_to: int | None = semantic(default=None)  # None: the same as `size`
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = semantic(default="bicubic")
+    crop: bool = semantic(default=True)
+    mean: tuple[float, float, float] = semantic(default=(0.5, 0.5, 0.5))
+    std: tuple[float, float, float] = semantic(default=(0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """One place in a backbone: a literal `named_modules()` path, a side of it, and its token layout.
+
+    `layout = "tokens"`: [b t d], in the order CLS, distillation token, registers, patches.
+    `layout = "map"`: a conv map [b c h w], read as h*w tokens of width c (kind `grid`).
+    `layout = "pooled"`: [b d], read as one token.
+    A `bottleneck` is all that later layers see; a `branch` (an MLP output) is added to one.
+    """
+
+    path: str = semantic()
+    width: int = semantic()
+    side: Literal["output", "input"] = semantic(default="output")
+    kind: Literal["bottleneck", "branch"] = semantic(default="bottleneck")
+    layout: Literal["tokens", "map", "pooled"] = semantic(default="tokens")
+    cls: int = semantic(default=0)
+    distillation: int = semantic(default=0)
+    registers: int = semantic(default=0)
+    grid: tuple[int, int] | None = semantic(default=None)
+
+    @property
+    def kinds(self) -> dict[TokenKind, slice]:
+        """Token kind -> its slice of the t tokens, in the order they stand in."""
+        if self.layout == "pooled":
+            return {"pooled": slice(0, 1)}
+        n_grid = self.grid[0] * self.grid[1] if self.grid else 0
+        if self.layout == "map":
+            return {"grid": slice(0, n_grid)}
+        found: dict[TokenKind, slice] = {}
+        start = 0
+        counts: tuple[tuple[TokenKind, int], ...] = (
+            ("cls", self.cls),
+            ("distillation", self.distillation),
+            ("registers", self.registers),
+            ("patches", n_grid),
+        )
+        for kind, count in counts:
+            if count:
+                found[kind] = slice(start, start + count)
+                start += count
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """t, the number of tokens of one image at this site."""
+        return max(part.stop for part in self.kinds.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """What reads the backbone's final embedding.
+
+    `classifier`: the model's own; `classes[dataset] = [first, count]` is the slice of its outputs
+    that are that dataset's classes, in label order. `zero_shot`: a text tower and `templates`.
+    `none`: a linear probe has to be fitted.
+    """
+
+    kind: Literal["classifier", "zero_shot", "none"] = semantic(default="none")
+    classes: Mapping[str, tuple[int, int]] = semantic(default_factory=dict)
+    templates: Mapping[str, tuple[str, ...]] = semantic(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """A backbone: what it is, how it is built, its pixels, its sites. One TOML file."""
+
+    name: str
+    path: str = ""
+    family: str
+    architecture: str
+    pretraining: str
+    corpus: str = ""
+    loader: str = semantic()
+    model: str = semantic()
+    model_args: Mapping[str, Any] = semantic(default_factory=dict)
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] | None = semantic(
+        default=None
+    )
+    weights: WeightsSpec = semantic(default_factory=WeightsSpec)
+    input: InputSpec = semantic()
+    sites: Mapping[str, SiteSpec] = field(default_factory=dict)
+    site: str = ""  # the default site, where controls are run when no SAE asks for another
+    head: HeadSpec = semantic(default_factory=HeadSpec)
+    base: str | None = None
+    dataset: str = ""  # the dataset to measure on when none is named
+    description: str = ""
+    licence: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeSpec:
+    """One SAE checkpoint: a file, and the activations it was trained on. One TOML file."""
+
+    name: str
+    path: str = ""
+    backbone: str = semantic()
+    site: str = semantic()
+    tokens: str = semantic(default="all")  # "all", a token kind, or kinds joined by "+"
+    weights: WeightsSpec = semantic()
+    format: str | None = semantic(default=None)
+    semantics: Mapping[str, Any] = semantic(default_factory=dict)
+    architecture: str = ""
+    recipe: str = ""
+    seed: int | None = None
+    trained_on: str = ""
+    suite: Literal["default", "full"] = "default"
+    description: str = ""
+    licence: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """A labelled image dataset. `source` names the reader in `saebench.data`."""
+
+    name: str
+    path: str = ""
+    source: str = semantic()
+    options: Mapping[str, Any] = semantic(default_factory=dict)
+    revision: str = semantic(default="")
+    train: str = semantic(default="train")  # the split artifacts are fitted on
+    test: str = semantic(default="test")  # the split rows are measured on
+    description: str = ""
+    licence: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardSpec:
+    """A table of results: which measured columns stand beside each other."""
+
+    name: str
+    path: str = ""
+    title: str = ""
+    columns: tuple[str, ...] = ()  # "task/metric"
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What one run measures and how. The command line and `saebench.run` both make exactly this.
+
+    backbone, sae, task, dataset: names or globs. Without a backbone, the embedded benchmark; with
+    one, all its SAEs and controls, every task that applies, and the entry's default dataset.
+    """
+
+    backbone: tuple[str, ...] = ()
+    sae: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    limit: int | None = None  # first n images of the evaluation split
+    train_limit: int | None = None  # first n images of the split that artifacts are fitted on
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = 64  # images
+    memory: str = "4GiB"  # for the SAEs held at once; more go in further waves
+    workers: int = 0  # processes that decode images; 0 decodes in this one
+    out: str = "results"
+    registry: tuple[str, ...] = ()  # folders searched before all others
+    suite: Literal["default", "full"] = "default"
+    conventions: bool = False  # add the peers' formulas that derive from the same sums
+    overwrite: Literal["never", "failed", "all"] = "failed"
+    dry_run: bool = False
+
+
+Spec = TypeVar("Spec", BackboneSpec, SaeSpec, DatasetSpec, BoardSpec)
+
+
+def read_spec(kind: type[Spec], path: Path, name: str) -> Spec:
+    """Read one entry. Errors: SpecError naming the file, the key and the nearest valid key."""
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} cannot be read: {error}") from None
+    return parse_spec(kind, raw, name=name, path=str(path))
+
+
+def parse_spec(kind: type[Spec], raw: Mapping[str, Any], *, name: str, path: str) -> Spec:
+    """Check a mapping strictly against a spec. `name` and `path` are not keys of the file."""
+    for reserved in ("name", "path"):
+        if reserved in raw:
+            raise SpecError(
+                f"{path}: the key '{reserved}' is not written in an entry",
+                "an entry's name is its file's path below the registry folder; remove the line",
+            )
+    return validated(kind, {**raw, "name": name, "path": path}, where=path)
+
+
+Any_ = TypeVar("Any_")
+
+
+def validated(kind: type[Any_], values: Mapping[str, Any], *, where: str) -> Any_:
+    """`values` as a `kind`, strictly: no unknown key, no coercion between types."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_json(_json(values, where), strict=True)
+    except ValidationError as error:
+        raise SpecError(*_explain(kind, error, where)) from None
+
+
+def _json(values: Mapping[str, Any], where: str) -> str:
+    # Through JSON, because that is where strict mode takes a list for a tuple, as TOML writes it.
+    import json
+
+    try:
+        return json.dumps(values)
+    except TypeError as error:
+        raise SpecError(f"{where}: {error}", "dates and times have no place in an entry") from None
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    for cls in (WeightsSpec, InputSpec, SiteSpec, HeadSpec, kind):
+        cls.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(kind)
+
+
+def _explain(kind: type, error: Any, where: str) -> tuple[str, str]:
+    problems, hint = [], ""
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            known = _keys_at(kind, item["loc"][:-1])
+            near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+            problems.append(f"{where}: unknown key '{key}'")
+            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
+        elif item["type"] in ("missing", "missing_argument"):
+            problems.append(f"{where}: the key '{key}' is missing")
+        else:
+            problems.append(f"{where}: '{key}': {item['msg']}, got {item['input']!r}")
+    return "\n".join(problems), hint
+
+
+def _keys_at(kind: type, loc: tuple[Any, ...]) -> list[str]:
+    """The valid keys of the (possibly nested) spec that an error location points into."""
+    nested = {"weights": WeightsSpec, "input": InputSpec, "sites": SiteSpec, "head": HeadSpec}
+    if loc and loc[0] in nested:
+        kind = nested[loc[0]]
+    return [f.name for f in dataclasses.fields(kind) if f.name not in ("name", "path")]
