@@ -18,7 +18,7 @@ CONTENT: Path = _CARRIED if _CARRIED.is_dir() else _PACKAGE.parent
 
 
 def user_config() -> Path:
-    """The user's own content folder and `config.toml`: `SAEBENCH_CONFIG` or the platform's place."""
+    """The user's content folder and `config.toml`: `SAEBENCH_CONFIG` or the platform's place."""
     if path := os.environ.get("SAEBENCH_CONFIG"):
         return Path(path)
     import platformdirs

@@ -48,7 +48,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
-    """Where a weights file is: beside the entry (`file`) or on a hub (`hub`, `revision`, `filename`).
+    """Where a weights file is: `file` beside the entry, or `hub`, `revision` and `filename`.
 
     `sha256` identifies the bytes. It is checked before anything is parsed.
     """
@@ -80,7 +80,7 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSpec:
-    """One place in a backbone: a literal `named_modules()` path, a side of it, and its token layout.
+    """One place in a backbone: a literal `named_modules()` path, a side, and a token layout.
 
     `layout = "tokens"`: [b t d], in the order CLS, distillation token, registers, patches.
     `layout = "map"`: a conv map [b c h w], read as h*w tokens of width c (kind `grid`).
@@ -163,6 +163,8 @@ class BackboneSpec:
     head: HeadSpec = semantic(default_factory=HeadSpec)
     base: str | None = None
     dataset: str = ""  # the dataset to measure on when none is named
+    embedded: bool = False  # part of the benchmark that runs without a download
+    replaces: str = ""  # the origin or file of the entry of the same name that this one replaces
     description: str = ""
     licence: str = ""
     paper: str = ""
@@ -184,6 +186,8 @@ class SaeSpec:
     recipe: str = ""
     seed: int | None = None
     trained_on: str = ""
+    l0: float | None = None  # as its maker states it; chooses the PCA controls
+    replaces: str = ""
     suite: Literal["default", "full"] = "default"
     description: str = ""
     licence: str = ""
@@ -201,6 +205,7 @@ class DatasetSpec:
     revision: str = semantic(default="")
     train: str = semantic(default="train")  # the split artifacts are fitted on
     test: str = semantic(default="test")  # the split rows are measured on
+    replaces: str = ""
     description: str = ""
     licence: str = ""
     paper: str = ""
@@ -214,6 +219,7 @@ class BoardSpec:
     path: str = ""
     title: str = ""
     columns: tuple[str, ...] = ()  # "task/metric"
+    replaces: str = ""
     description: str = ""
 
 

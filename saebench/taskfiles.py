@@ -1,0 +1,109 @@
+"""Reads task files: their description without running them, their class by running them once.
+
+`describe` parses the source only, so `ls` and `show` never execute a file. `load_task` imports a
+file by its path, once, and only from an origin that is trusted.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from saebench.errors import SpecError, UsageError
+from saebench.registry import Registry
+from saebench.task import Task
+
+
+@dataclass(frozen=True)
+class TaskDescription:
+    """What a task file says of itself, read from its source."""
+
+    name: str
+    path: Path
+    origin: str
+    doc: str
+    metrics: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return self.doc.strip().splitlines()[0] if self.doc.strip() else ""
+
+
+def describe(registry: Registry, name: str) -> TaskDescription:
+    """Docstring and metric names of a task, without executing its file."""
+    origin, path = registry.task_path(name)
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+        raise SpecError(f"{path} is not valid Python: {error}") from None
+    metrics = tuple(
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Metric"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    )
+    return TaskDescription(name, path, origin.label, ast.get_docstring(tree) or "", metrics)
+
+
+def load_task(registry: Registry, name: str) -> type[Task]:
+    """The task class of a file. Errors: UsageError (not trusted), SpecError (not one Task)."""
+    origin, path = registry.task_path(name)
+    if not origin.trusted:
+        raise UsageError(
+            f"the task file {path} would run code from a folder that is not trusted",
+            f"type the folder:  --registry {origin.root}   or add it to  trusted  in config.toml",
+        )
+    module_name = _module_name(origin.label, path)
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise SpecError(
+                f"the task file {path} does not import: {type(error).__name__}: {error}"
+            ) from error
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module_name
+    ]
+    if len(classes) != 1:
+        raise SpecError(
+            f"{path} defines {len(classes)} task classes",
+            "one file is one class derived from saebench.task.Task",
+        )
+    (task,) = classes
+    if getattr(task, "name", None) != name:
+        raise SpecError(
+            f"{path}: the class {task.__name__} is called '{getattr(task, 'name', '')}'",
+            f"a task's name is its file's: write  name = \"{name}\"",
+        )
+    return task
+
+
+def source_sha256(task: type[Task]) -> str:
+    """Hash of a task's file: a change under the same version is warned about."""
+    path = sys.modules[task.__module__].__file__
+    assert path is not None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _module_name(label: str, path: Path) -> str:
+    if label == "built-in":
+        return f"saebench_tasks.{path.stem}"
+    return (
+        f"saebench_tasks.{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    )
