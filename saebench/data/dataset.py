@@ -1,0 +1,64 @@
+"""What every dataset offers: names, a manifest for each split, and one image at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from saebench.data.manifest import Manifest
+from saebench.errors import DataError, SpecError
+from saebench.specs import DatasetSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Dataset(ABC):
+    """A labelled image dataset.
+
+    `class_names[c]` names main label c. `label_names[level][v]` names value v of a label level; the
+    levels of a manifest have exactly these keys. Instances are picklable, for worker processes.
+    """
+
+    splits: tuple[str, ...]
+    class_names: tuple[str, ...]
+    label_names: Mapping[str, tuple[str, ...]]
+
+    def __init__(self, spec: DatasetSpec, *, options: Sequence[str] = ()) -> None:
+        """`options` are the keys of `spec.options` that this reader knows."""
+        self.spec = spec
+        self._manifests: dict[str, Manifest] = {}
+        unknown = sorted(set(spec.options) - set(options))
+        if unknown:
+            raise SpecError(
+                f"{spec.path or spec.name}: source '{spec.source}' has no option '{unknown[0]}'",
+                f"its options: {', '.join(options)}" if options else "it has no options",
+            )
+
+    def manifest(self, split: str) -> Manifest:
+        """The split's rows; built once. Errors: DataError for an unknown split."""
+        if split not in self.splits:
+            raise DataError(
+                f"dataset '{self.spec.name}' has no split '{split}'",
+                f"its splits: {', '.join(self.splits)}",
+            )
+        if split not in self._manifests:
+            self._manifests[split] = self._build_manifest(split)
+        return self._manifests[split]
+
+    def image(self, split: str, index: int) -> Image:
+        """Decode row `index` of the split's manifest. Errors: DataError naming the image."""
+        n = len(self.manifest(split))
+        if not 0 <= index < n:
+            raise DataError(
+                f"dataset '{self.spec.name}', split '{split}' has no row {index}",
+                f"its rows are 0 to {n - 1}",
+            )
+        return self._decode(split, int(index))
+
+    @abstractmethod
+    def _build_manifest(self, split: str) -> Manifest: ...
+
+    @abstractmethod
+    def _decode(self, split: str, index: int) -> Image: ...

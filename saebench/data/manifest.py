@@ -1,0 +1,88 @@
+"""The rows of one split: which images, which labels, and in which order they are measured.
+
+The order is one fixed class-stratified permutation. Within a class c of n_c images, images are
+ranked r = 0, 1, … by a hash of (dataset, id); all images are then sorted by (r + 1/2) / n_c, ties
+by the hash. Any prefix of the order so holds the classes in the proportions of the whole, to within
+rounding, and prefixes nest: a limit of n is the first n. Nothing in it depends on a seed, on the
+platform, or on the order in which the rows were listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from saebench.errors import DataError, UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """n rows. `ids` unique; `labels` [n] int64, the main label; `levels`: level -> [n] int64.
+
+    Errors: DataError for duplicate ids, negative labels, or columns of different lengths.
+    """
+
+    dataset: str
+    split: str
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    levels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"dataset '{self.dataset}', split '{self.split}'"
+        for name, column in {"labels": self.labels, **self.levels}.items():
+            if column.shape != (len(self.ids),) or column.dtype != np.int64:
+                raise DataError(
+                    f"{where}: '{name}' is {column.dtype}{list(column.shape)}, "
+                    f"not int64[{len(self.ids)}], one value for each id"
+                )
+            if column.size and column.min() < 0:
+                row = int(column.argmin())
+                raise DataError(f"{where}: '{name}' of {self.ids[row]} is {column[row]}, below 0")
+        twice = [name for name, count in Counter(self.ids).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{where}: {len(twice)} ids occur more than once, the first is '{twice[0]}'",
+                "give every image its own id; an image listed twice would be counted twice",
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of dataset, split, and every (id, label), whatever order they are listed in."""
+        digest = hashlib.sha256(f"saebench manifest 1\n{self.dataset}\n{self.split}\n".encode())
+        for name, label in sorted(zip(self.ids, self.labels.tolist(), strict=True)):
+            digest.update(f"{name}\t{label}\n".encode())
+        return digest.hexdigest()
+
+    def order(self, limit: int | None = None) -> np.ndarray:
+        """[min(limit, n)] int64 row numbers, class-stratified (see the module). Limits nest."""
+        if limit is not None and limit < 1:
+            raise UsageError(f"a limit of {limit} images measures nothing", "give 1 or more")
+        return self._order[:limit]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return stratified_order(self.dataset, self.ids, self.labels)
+
+
+def stratified_order(dataset: str, ids: tuple[str, ...], labels: np.ndarray) -> np.ndarray:
+    """[n] int64: the class-stratified permutation of rows that the module describes."""
+    keys = [hashlib.sha256(f"{dataset}\n{name}".encode()).digest() for name in ids]
+    by_key = sorted(range(len(ids)), key=keys.__getitem__)
+    size = Counter(labels.tolist())
+    seen: Counter[int] = Counter()
+    place: dict[int, float] = {}
+    for row in by_key:
+        label = int(labels[row])
+        # The quotient is rounded correctly on every platform, so equal fractions compare equal.
+        place[row] = (2 * seen[label] + 1) / (2 * size[label])
+        seen[label] += 1
+    return np.array(sorted(place, key=lambda row: (place[row], keys[row])), dtype=np.int64)
