@@ -225,30 +225,30 @@ class BoardSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What one run measures and how. The command line and `saebench.run` both make exactly this.
+    """Measure SAEs on backbones, and write a table of results.
 
-    backbone, sae, task, dataset: names or globs. Without a backbone, the embedded benchmark; with
-    one, all its SAEs and controls, every task that applies, and the entry's default dataset.
+    Without options: the embedded benchmark, which needs no download. With a backbone: all its SAEs
+    and controls, every task, on the backbone's own dataset. Finished work is never done twice.
     """
 
-    backbone: tuple[str, ...] = ()
-    sae: tuple[str, ...] = ()
-    task: tuple[str, ...] = ()
-    dataset: tuple[str, ...] = ()
+    backbone: tuple[str, ...] = ()  # names or globs; none: the embedded benchmark
+    sae: tuple[str, ...] = ()  # names or globs of SAEs and controls; none: all of the backbone's
+    task: tuple[str, ...] = ()  # names or globs; none: every task that applies
+    dataset: tuple[str, ...] = ()  # names or globs; none: the backbone's own
     limit: int | None = None  # first n images of the evaluation split
-    train_limit: int | None = None  # first n images of the split that artifacts are fitted on
-    seed: int = 0
+    train_limit: int | None = None  # first n train images that statistics are fitted on (2048)
+    seed: int = 0  # of what is random: the @random and @shuffled-decoder controls
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone
     batch_size: int = 64  # images
-    memory: str = "4GiB"  # for the SAEs held at once; more go in further waves
+    memory: str = "4GiB"  # for the SAEs held at once; more of them go in further passes
     workers: int = 0  # processes that decode images; 0 decodes in this one
-    out: str = "results"
-    registry: tuple[str, ...] = ()  # folders searched before all others
-    suite: Literal["default", "full"] = "default"
+    out: str = "results"  # the results folder; the same command again resumes there
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+    suite: Literal["default", "full"] = "default"  # full: also what takes long
     conventions: bool = False  # add the peers' formulas that derive from the same sums
-    overwrite: Literal["never", "failed", "all"] = "failed"
-    dry_run: bool = False
+    overwrite: Literal["never", "failed", "all"] = "failed"  # which units are measured again
+    dry_run: bool = False  # print what would be done, and do nothing
 
 
 Spec = TypeVar("Spec", BackboneSpec, SaeSpec, DatasetSpec, BoardSpec)

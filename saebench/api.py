@@ -1,0 +1,115 @@
+"""`saebench.run`: from keyword arguments, or a RunConfig, to a DataFrame and a results folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.data import open_dataset
+from saebench.errors import UsageError
+from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
+from saebench.registry import Registry
+from saebench.results import ResultsFolder
+from saebench.specs import DatasetSpec, RunConfig, validated
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saebench.runner import Watch
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    plan: Plan
+    rows: pd.DataFrame  # the rows of everything that was asked for and is there
+    failed: tuple[Unit, ...]
+    path: Path  # the merged table
+
+
+def config_of(**options: Any) -> RunConfig:
+    """A RunConfig from keywords; one name may stand for a list. Errors: SpecError, UsageError."""
+    for name in ("backbone", "sae", "task", "dataset", "registry"):
+        if isinstance(options.get(name), (str, Path)):
+            options[name] = (str(options[name]),)
+        elif name in options:
+            options[name] = tuple(str(item) for item in options[name] or ())
+    if "out" in options:
+        options["out"] = str(options["out"])
+    return validated(RunConfig, options, where="saebench.run")
+
+
+def run(**options: Any) -> pd.DataFrame:
+    """Measure, write `<out>/results.parquet`, and return the rows of what was asked for.
+
+    The keywords are those of `saebench run` (see RunConfig). Units that fail are left out, and are
+    named in a warning; their records lie in `<out>/_errors`.
+    """
+    import warnings
+
+    result = execute(config_of(**options))
+    if result.failed:
+        names = "; ".join(unit.label for unit in result.failed[:5])
+        warnings.warn(
+            f"{len(result.failed)} units failed ({names}): see saebench status", stacklevel=2
+        )
+    return result.rows
+
+
+def plan_run(config: RunConfig, registry: Registry | None = None) -> Plan:
+    """What a run would do. The results folder is read where it is there, and never made."""
+    registry = registry or Registry.load(config.registry)
+    folder = ResultsFolder(Path(config.out)) if Path(config.out).exists() else None
+    return make_plan(config, registry, source_of, _is_done(config, folder))
+
+
+def execute(config: RunConfig, watch: Watch | None = None) -> RunResult:
+    """Plan and run. Whatever happens, what was finished is merged into the table."""
+    from saebench.rows import Environment
+    from saebench.runner import GroupRun, Watch, run_groups
+    from saebench.store import Store
+
+    if config.dry_run:
+        raise UsageError("a dry run measures nothing", "use saebench.plan_run(config)")
+    registry = Registry.load(config.registry)
+    environment = Environment.of(config, registry)
+    folder = ResultsFolder(Path(config.out), create=True)
+    plan = make_plan(config, registry, source_of, _is_done(config, folder))
+    store = Store()
+    watch = watch or Watch()
+    if config.overwrite == "all":
+        for unit in plan.todo:
+            folder.remove(unit.id)
+    try:
+        failed = run_groups(
+            plan.groups,
+            lambda group: GroupRun(group, config, registry, folder, store, environment, watch),
+        )
+    finally:
+        path = folder.merge()
+    rows = folder.rows()
+    rows = rows[rows["unit_id"].isin({unit.id for unit in plan.units})].reset_index(drop=True)
+    return RunResult(plan, rows, tuple(failed), path)
+
+
+def _is_done(config: RunConfig, folder: ResultsFolder | None) -> Any:
+    """Whether a unit is left alone: its rows are there, or it failed and is not to be tried."""
+    if folder is None or config.overwrite == "all":
+        return lambda unit_id: False
+    failed = set(folder.errors()) if config.overwrite == "never" else set()
+    return lambda unit_id: folder.has(unit_id) or unit_id in failed
+
+
+def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
+    """Hash and size of the two splits of a dataset that a run uses."""
+    dataset = open_dataset(spec)
+    test, train = dataset.manifest(spec.test), dataset.manifest(spec.train)
+    return Source(
+        spec,
+        test.sha256,
+        train.sha256,
+        min(config.limit or len(test.ids), len(test.ids)),
+        min(config.train_limit or STATISTICS_IMAGES, len(train.ids)),
+    )

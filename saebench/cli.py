@@ -1,0 +1,178 @@
+"""The `saebench` command: parse, call, print. Every command is a function of another module.
+
+Exit status: 0 done, 1 a unit or a check failed, 2 usage, 130 interrupted. What a command needs is
+imported when it runs, so that `ls` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from saebench.errors import SaebenchError
+from saebench.registry import Registry
+from saebench.specs import RunConfig
+from saebench.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Positional = tyro.conf.Positional
+Flat = tyro.conf.OmitArgPrefixes
+Kind = Literal["backbones", "saes", "tasks", "datasets", "leaderboards"]
+
+
+@dataclass(frozen=True)
+class Ls:
+    """List what can be measured, and how. Runs no task file."""
+
+    kind: Positional[Kind | None] = None  # one kind; all when left out
+    glob: Positional[str] = "*"  # names to list
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show an entry: where it comes from, what it says, and the hash of its weights."""
+
+    name: Positional[str]  # of a backbone, SAE, dataset, task or leaderboard
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check a new SAE, backbone or task on real activations before you trust its numbers."""
+
+    kind: Positional[Literal["sae", "backbone", "task"]]  # what it is
+    name: Positional[str]  # its name in the registry
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+
+
+@dataclass(frozen=True)
+class New:
+    """Write a commented entry or task file that passes `saebench check`."""
+
+    kind: Positional[Literal["sae", "backbone", "dataset", "task"]]  # what it is
+    name: Positional[str]  # its name; an SAE's is  BACKBONE/NAME
+    weights: str | None = None  # sae: its checkpoint file
+    backbone: str | None = None  # sae: what it was trained on; by default the first part of NAME
+    site: str | None = None  # sae: where it was trained; by default the backbone's default site
+    tokens: str = "all"  # sae: the tokens it was trained on
+    out: str = "."  # the content folder to write into; give it to --registry afterwards
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+
+
+@dataclass(frozen=True)
+class Status:
+    """What of a run is done, failed (and why) or missing. Takes the options of `run`."""
+
+    config: Flat[RunConfig] = field(default_factory=RunConfig)
+    why: str | None = None  # a unit's id: which field differs between it and this run
+
+
+Command = (
+    Annotated[RunConfig, tyro.conf.subcommand("run")]
+    | Annotated[Ls, tyro.conf.subcommand("ls")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[New, tyro.conf.subcommand("new")]
+    | Annotated[TrainConfig, tyro.conf.subcommand("train")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command line. Always ends in SystemExit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments in (["--version"], ["-V"]):
+            from saebench import __version__
+
+            print(f"saebench {__version__}")
+            code = 0
+        else:
+            code = execute(parse(arguments))
+    except SaebenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def parse(arguments: Sequence[str]) -> object:
+    """A command line as one of the command dataclasses. Usage errors exit with status 2."""
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        prog="saebench",
+        description="How good is this sparse autoencoder, on which vision backbone?",
+        args=list(arguments) or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def execute(command: object) -> int:
+    """Run a parsed command and return its exit status. Errors: SaebenchError."""
+    match command:
+        case RunConfig():
+            from saebench.progress import run_with_progress
+
+            return run_with_progress(command, _console(), _console(stderr=True))
+        case Ls():
+            from saebench.listing import print_ls
+
+            return print_ls(Registry.load(command.registry), command.kind, command.glob, _console())
+        case Show():
+            from saebench.listing import print_show
+
+            return print_show(Registry.load(command.registry), command.name, _console())
+        case Status():
+            from saebench.status import print_status
+
+            return print_status(command.config, command.why, _console())
+        case Check():
+            from saebench.testing import print_check
+
+            registry = Registry.load(command.registry)
+            return print_check(registry, command.kind, command.name, _console())
+        case New():
+            from saebench.scaffold import write_new
+
+            path = write_new(
+                Registry.load((command.out, *command.registry)),
+                command.kind,
+                command.name,
+                out=command.out,
+                weights=command.weights,
+                backbone=command.backbone,
+                site=command.site,
+                tokens=command.tokens,
+            )
+            print(f"wrote {path}")
+            if command.kind != "dataset":
+                print(
+                    f"next: saebench check {command.kind} {command.name} --registry {command.out}"
+                )
+            return 0
+        case TrainConfig():
+            from saebench.train import train_with_progress
+
+            return train_with_progress(command, _console())
+    raise AssertionError(command)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """A rich console that never wraps at 80 columns when its output is piped to a file."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)

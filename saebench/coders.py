@@ -1,0 +1,226 @@
+"""Which SAEs and controls a run measures on a backbone: names and globs to `CoderRef`s.
+
+A control is a known answer beside every SAE, on the same site and tokens:
+  identity                x itself                                        (fvu 0)
+  zero, mean              nothing, and the train mean of each token kind  (what ablations put there)
+  pca-<k>                 k principal components of the train split       (one for each L0 in use)
+  <sae>@random            seeded unit-row weights, TopK at that SAE's measured L0
+  <sae>@shuffled-decoder  its codes, with the decoder's rows permuted
+By default the last two are made from one SAE for each site and token set, the one of median L0;
+`--sae '*@random'` or `--suite full` makes them from every one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from saebench.errors import Mismatch
+from saebench.registry import Registry, is_glob, not_found
+from saebench.specs import KINDS, BackboneSpec, SaeSpec, SiteSpec
+
+Control = Literal["identity", "zero", "mean", "pca", "random", "shuffled-decoder"]
+DERIVED: tuple[Control, ...] = ("random", "shuffled-decoder")
+
+
+@dataclass(frozen=True)
+class CoderRef:
+    """One thing to measure at one site and token set: an SAE's entry, or a control."""
+
+    name: str
+    site: str
+    tokens: str
+    sae: SaeSpec | None = None  # the entry, or the entry a control is derived from
+    control: Control | None = None
+    k: int | None = None
+    depth: int = 1  # 2 for an SAE on an SAE
+
+    @property
+    def is_sae(self) -> bool:
+        return self.control is None
+
+
+def parent_of(site: str) -> str | None:
+    """`sae:NAME/codes` -> NAME; None for a site of the backbone itself."""
+    if not site.startswith("sae:"):
+        return None
+    name, _, part = site.removeprefix("sae:").rpartition("/")
+    if part != "codes" or not name:
+        raise Mismatch(
+            f"the site '{site}' is not one that can be measured",
+            'an SAE on an SAE is written  site = "sae:<entry>/codes"',
+        )
+    return name
+
+
+def chain_of(registry: Registry, spec: SaeSpec) -> tuple[SaeSpec, ...]:
+    """The SAE itself, its parent, …, down to the one that sits on the backbone."""
+    chain = [spec]
+    while parent := parent_of(chain[-1].site):
+        if parent in (link.name for link in chain):
+            raise Mismatch(f"the SAE '{spec.name}' sits on itself: {spec.path}")
+        chain.append(registry.sae(parent))
+    return tuple(chain)
+
+
+def check_fit(backbone: BackboneSpec, ref: SaeSpec) -> SiteSpec:
+    """The site of an SAE on a backbone. Errors: Mismatch naming both entries and what is there."""
+    if ref.site not in backbone.sites:
+        raise Mismatch(
+            f"the SAE '{ref.name}' ({ref.path}) was trained on the site '{ref.site}', "
+            f"which '{backbone.name}' does not declare",
+            f"its sites: {', '.join(backbone.sites) or 'none'}",
+        )
+    site = backbone.sites[ref.site]
+    token_kinds(site, ref.tokens, who=f"the SAE '{ref.name}' ({ref.path})")
+    return site
+
+
+def token_kinds(site: SiteSpec, tokens: str, *, who: str) -> tuple[str, ...]:
+    """The kinds that a token policy covers at a site. Errors: Mismatch where one is absent."""
+    if tokens == "all":
+        return tuple(site.kinds)
+    kinds = tuple(tokens.split("+"))
+    for kind in kinds:
+        if kind not in KINDS or kind not in site.kinds:
+            raise Mismatch(
+                f"{who} covers the tokens '{tokens}', and the site '{site.path}' has no '{kind}'",
+                f"there: {', '.join(site.kinds)}; or all",
+            )
+    return tuple(kind for kind in site.kinds if kind in kinds)
+
+
+def saes_of(registry: Registry, backbone: str) -> list[SaeSpec]:
+    """Every SAE entry made for a backbone, in the order of their names."""
+    specs = (registry.sae(name) for name in registry.saes)
+    return [spec for spec in specs if spec.backbone == backbone]
+
+
+def candidates(registry: Registry, backbone: BackboneSpec) -> list[CoderRef]:
+    """All SAEs and controls that can be measured on a backbone without naming a pca rank."""
+    specs = saes_of(registry, backbone.name)
+    refs = [_sae_ref(registry, backbone, spec) for spec in specs]
+    places: dict[tuple[str, str], list[CoderRef]] = {}
+    for ref in refs:
+        if ref.depth == 1:
+            places.setdefault((ref.site, ref.tokens), []).append(ref)
+    if not places and backbone.site:
+        places[backbone.site, "all"] = []
+    for (site, tokens), members in places.items():
+        plain: tuple[Control, ...] = ("identity", "zero", "mean")
+        refs += [CoderRef(name, site, tokens, control=name) for name in plain]
+        width = backbone.sites[site].width
+        ranks = sorted({round(m.sae.l0) for m in members if m.sae and m.sae.l0})
+        refs += [_pca(k, site, tokens) for k in ranks if 0 < k < width]
+        for member in members:
+            refs += [
+                CoderRef(f"{member.name}@{kind}", site, tokens, member.sae, control=kind)
+                for kind in DERIVED
+            ]
+    return refs
+
+
+def _sae_ref(registry: Registry, backbone: BackboneSpec, spec: SaeSpec) -> CoderRef:
+    chain = chain_of(registry, spec)
+    check_fit(backbone, chain[-1])
+    return CoderRef(spec.name, spec.site, chain[-1].tokens, spec, depth=len(chain))
+
+
+def _pca(k: int, site: str, tokens: str) -> CoderRef:
+    return CoderRef(f"pca-{k}", site, tokens, control="pca", k=k)
+
+
+def default_choice(refs: Sequence[CoderRef], suite: str) -> list[CoderRef]:
+    """What runs when no SAE is named: see the module's first lines."""
+    if suite == "full":
+        return list(refs)
+    reference: dict[tuple[str, str], str] = {}
+    by_place: dict[tuple[str, str], list[CoderRef]] = {}
+    for ref in refs:
+        if ref.is_sae and ref.depth == 1:
+            by_place.setdefault((ref.site, ref.tokens), []).append(ref)
+    for place, members in by_place.items():
+        ordered = sorted(members, key=lambda r: (r.sae.l0 or 0.0 if r.sae else 0.0, r.name))
+        reference[place] = ordered[len(ordered) // 2].name
+    return [
+        ref
+        for ref in refs
+        if (ref.is_sae and ref.sae is not None and ref.sae.suite == "default")
+        or (ref.control is not None and ref.control not in DERIVED)
+        or (
+            ref.sae is not None
+            and ref.control in DERIVED
+            and ref.sae.name == reference.get((ref.site, ref.tokens))
+        )
+    ]
+
+
+def choose(
+    registry: Registry, backbones: Sequence[BackboneSpec], patterns: Iterable[str], suite: str
+) -> dict[str, list[CoderRef]]:
+    """Backbone name -> what to measure on it.
+
+    Errors: NotFound for a name that nothing has; Mismatch for an SAE of a backbone not chosen.
+    """
+    patterns = list(patterns)
+    per_backbone = {b.name: candidates(registry, b) for b in backbones}
+    if not patterns:
+        return {name: default_choice(refs, suite) for name, refs in per_backbone.items()}
+    matched: set[str] = set()
+    chosen: dict[str, list[CoderRef]] = {}
+    for backbone in backbones:
+        refs = per_backbone[backbone.name]
+        named = {(r.name, r.site, r.tokens): r for r in refs}
+        picked: dict[tuple[str, str, str], CoderRef] = {}
+        for pattern in patterns:
+            hits = {key: ref for key, ref in named.items() if fnmatchcase(ref.name, pattern)}
+            hits = hits or _typed_pca(pattern, refs, backbone)
+            if hits:
+                matched.add(pattern)
+                picked.update(hits)
+        chosen[backbone.name] = list(picked.values())
+    for pattern in patterns:
+        if pattern not in matched:
+            _explain_unmatched(registry, backbones, per_backbone, pattern)
+    return chosen
+
+
+def _typed_pca(
+    pattern: str, refs: Sequence[CoderRef], backbone: BackboneSpec
+) -> dict[tuple[str, str, str], CoderRef]:
+    """`pca-12` by name, at every site and token set in use."""
+    found = re.fullmatch(r"pca-(\d+)", pattern)
+    if not found:
+        return {}
+    k = int(found[1])
+    places = {(r.site, r.tokens) for r in refs if r.control == "identity"}
+    for site, _ in places:
+        width = backbone.sites[site].width
+        if not 0 < k < width:
+            raise Mismatch(
+                f"'{pattern}' on '{backbone.name}': its site '{site}' has {width} dimensions",
+                f"choose 0 < k < {width}",
+            )
+    return {(pattern, site, tokens): _pca(k, site, tokens) for site, tokens in sorted(places)}
+
+
+def _explain_unmatched(
+    registry: Registry,
+    backbones: Sequence[BackboneSpec],
+    per_backbone: dict[str, list[CoderRef]],
+    pattern: str,
+) -> None:
+    names = ", ".join(b.name for b in backbones)
+    sae_name = pattern.partition("@")[0]
+    if not is_glob(pattern) and sae_name in registry.saes.files:
+        spec = registry.sae(sae_name)
+        if spec.backbone not in per_backbone:
+            raise Mismatch(
+                f"the SAE '{sae_name}' belongs to the backbone '{spec.backbone}', not to {names}",
+                f"saebench run --backbone {spec.backbone} --sae '{pattern}'",
+            )
+    known = {ref.name for refs in per_backbone.values() for ref in refs}
+    raise not_found("saes", pattern, known | set(registry.saes), registry.saes.looked_in)

@@ -1,0 +1,284 @@
+"""From a RunConfig to what has to be computed: units, grouped by pass and packed into waves.
+
+A unit is one (backbone, SAE or control, task, dataset) with everything that can change its
+numbers, and that is its identity: canonical JSON, hashed. Its rows are one file under that hash;
+the absence of the file is the only "not done". Not in it: batch size, device, package versions,
+paths, descriptions. Those are columns.
+
+A group is one backbone over one dataset. The SAEs of a group go in waves that fit in memory; each
+wave is one pass over the images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saebench.atomic import content_hash
+from saebench.coders import CoderRef, chain_of, choose
+from saebench.errors import UsageError
+from saebench.registry import Registry, is_glob
+from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
+from saebench.task import REPLICATES, Task
+from saebench.taskfiles import load_task
+from saebench.weights import weights_sha256
+
+SEGMENT = 2048  # images; a protocol constant that shards and batches do not move
+STATISTICS_IMAGES = 2048  # train images that means, covariances and control scales are fitted on
+
+PROTOCOL = {"order": 1, "segments": SEGMENT, "bootstrap": 1, "replicates": REPLICATES, "fit": 1}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as a run sees it: what of the evaluation split, what of the train split."""
+
+    spec: DatasetSpec
+    test_sha256: str
+    train_sha256: str
+    n_images: int
+    n_train: int  # images that statistics are fitted on
+
+    @property
+    def n_segments(self) -> int:
+        return -(-self.n_images // SEGMENT)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One (backbone, coder, task, dataset): the smallest thing that is done or not done."""
+
+    backbone: BackboneSpec
+    coder: CoderRef
+    task: type[Task]
+    source: Source
+    identity: dict[str, Any]
+
+    @cached_property
+    def id(self) -> str:
+        return content_hash(self.identity)[:32]
+
+    @property
+    def label(self) -> str:
+        return (
+            f"{self.backbone.name} · {self.coder.name} · {self.task.name} · {self.source.spec.name}"
+        )
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Coders that are held in memory together, with all their units: one pass over the images."""
+
+    coders: tuple[CoderRef, ...]
+    units: tuple[Unit, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """One backbone over one dataset."""
+
+    backbone: BackboneSpec
+    source: Source
+    waves: tuple[Wave, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `done` are units whose rows are there already."""
+
+    config: RunConfig
+    groups: tuple[Group, ...]
+    units: tuple[Unit, ...]
+    done: tuple[Unit, ...]
+
+    @property
+    def todo(self) -> tuple[Unit, ...]:
+        return tuple(u for g in self.groups for w in g.waves for u in w.units)
+
+
+def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
+    """Everything about a backbone and one of its sites that can change a number."""
+    return {
+        "name": spec.name,
+        **semantic_fields(spec),
+        "weights": weights_sha256(spec.weights, spec.path),
+        "site": semantic_fields(spec.sites[site]),
+    }
+
+
+def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
+    """Everything about an SAE or control that can change a number, its parents included."""
+    fields: dict[str, Any] = {"name": ref.name, "site": ref.site, "tokens": ref.tokens}
+    if ref.control:
+        fields |= {"control": ref.control, "k": ref.k}
+    if ref.sae:
+        fields["saes"] = [
+            {
+                "name": link.name,
+                **semantic_fields(link),
+                "weights": weights_sha256(link.weights, link.path),
+            }
+            for link in chain_of(registry, ref.sae)
+        ]
+    return fields
+
+
+def root_site(registry: Registry, ref: CoderRef) -> str:
+    """The site of the backbone itself that an SAE, or the chain it sits on, reads."""
+    return chain_of(registry, ref.sae)[-1].site if ref.sae else ref.site
+
+
+def make_plan(
+    config: RunConfig,
+    registry: Registry,
+    source_of: Callable[[DatasetSpec, RunConfig], Source],
+    is_done: Callable[[str], bool] = lambda unit_id: False,
+) -> Plan:
+    """Expand a config to units, drop the done ones, group and pack the rest.
+
+    `source_of` looks at a dataset's manifests; `is_done(unit_id)` says whether rows are there
+    and are to be kept. Errors: NotFound, Mismatch and SpecError for what does not fit.
+    """
+    check_config(config)
+    backbones = _backbones(config, registry)
+    tasks = [load_task(registry, name) for name in registry.match_tasks(config.task)]
+    if not config.task and config.suite == "default":
+        tasks = [task for task in tasks if task.suite == "default"]
+    coders = choose(registry, backbones, config.sae, config.suite)
+    sources: dict[str, Source] = {}
+    groups, everything, done = [], [], []
+    for backbone in backbones:
+        for name in _datasets(config, registry, backbone):
+            if name not in sources:
+                sources[name] = source_of(registry.dataset(name), config)
+            source, chosen = sources[name], coders[backbone.name]
+            units = list(_units(config, registry, backbone, chosen, tasks, source))
+            everything += units
+            done += [unit for unit in units if is_done(unit.id)]
+            left = [unit for unit in units if not is_done(unit.id)]
+            if left:
+                waves = tuple(_pack(left, memory_bytes(config.memory)))
+                groups.append(Group(backbone, sources[name], waves))
+    return Plan(config, tuple(groups), tuple(everything), tuple(done))
+
+
+def check_config(config: RunConfig) -> None:
+    """Errors: UsageError for a value that no run can have."""
+    for name in ("limit", "train_limit", "batch_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: it has to be 1 or more")
+    if config.workers < 0:
+        raise UsageError(f"--workers {config.workers}: it has to be 0 or more")
+    memory_bytes(config.memory)
+
+
+def memory_bytes(text: str) -> int:
+    """'4GiB', '500MB', '2g' -> bytes."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--memory {text}: not a size", "write it as  4GiB  or  500MB")
+    base = 1024 if found[3] or not text.lower().rstrip().endswith("b") else 1000
+    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
+
+
+def _backbones(config: RunConfig, registry: Registry) -> list[BackboneSpec]:
+    if config.backbone:
+        return [registry.backbone(name) for name in registry.backbones.match(config.backbone)]
+    if exact := [p for p in config.sae if p.partition("@")[0] in registry.saes.files]:
+        owners = dict.fromkeys(registry.sae(p.partition("@")[0]).backbone for p in exact)
+        return [registry.backbone(name) for name in owners]
+    specs = [registry.backbone(name) for name in registry.backbones]
+    if globs := [p for p in config.sae if is_glob(p) and "/" in p]:
+        names = registry.saes.match(p.partition("@")[0] for p in globs)
+        owners = {registry.sae(name).backbone for name in names}
+        return [spec for spec in specs if spec.name in owners]
+    return [spec for spec in specs if spec.embedded]
+
+
+def _datasets(config: RunConfig, registry: Registry, backbone: BackboneSpec) -> list[str]:
+    if config.dataset:
+        return registry.datasets.match(config.dataset)
+    if not backbone.dataset:
+        raise UsageError(
+            f"the backbone '{backbone.name}' names no dataset of its own",
+            f"saebench run --backbone {backbone.name} --dataset NAME   (saebench ls datasets)",
+        )
+    return [backbone.dataset]
+
+
+def _units(
+    config: RunConfig,
+    registry: Registry,
+    backbone: BackboneSpec,
+    coders: Iterable[CoderRef],
+    tasks: Sequence[type[Task]],
+    source: Source,
+) -> Iterator[Unit]:
+    dataset = {
+        "name": source.spec.name,
+        **semantic_fields(source.spec),
+        "test": source.test_sha256,
+        "train": source.train_sha256,
+        "n_images": source.n_images,
+        "n_train": source.n_train,
+    }
+    for coder in coders:
+        shared = {
+            "backbone": backbone_identity(backbone, root_site(registry, coder)),
+            "sae": coder_identity(registry, coder),
+            "dataset": dataset,
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "protocol": PROTOCOL,
+        }
+        for task in tasks:
+            options = dict(task.options) | ({"conventions": True} if config.conventions else {})
+            identity = {
+                **shared,
+                "task": {"name": task.name, "version": task.version, "options": options},
+            }
+            yield Unit(backbone, coder, task, source, identity)
+
+
+def _pack(units: Sequence[Unit], memory: int) -> Iterator[Wave]:
+    """First fit in order: a coder joins the wave while their sum stays within `memory`.
+
+    A derived control stands behind the SAE it is made from, so that they mostly share a wave.
+    """
+    by_coder: dict[CoderRef, list[Unit]] = {}
+    for unit in units:
+        by_coder.setdefault(unit.coder, []).append(unit)
+    wave: list[CoderRef] = []
+    held = 0
+
+    def close() -> Wave:
+        return Wave(tuple(wave), tuple(u for c in wave for u in by_coder[c]), held)
+
+    for coder in by_coder:
+        size = _bytes(coder, by_coder[coder][0].backbone)
+        if wave and held + size > memory:
+            yield close()
+            wave, held = [], 0
+        wave.append(coder)
+        held += size
+    if wave:
+        yield close()
+
+
+def _bytes(coder: CoderRef, backbone: BackboneSpec) -> int:
+    """Memory that a coder takes, from above: a file may hold float16, and computing is float32."""
+    if coder.control in ("identity", "zero", "mean"):
+        return 0
+    if coder.control == "pca":
+        return backbone.sites[coder.site].width * (coder.k or 0) * 4
+    assert coder.sae is not None
+    if coder.sae.weights.file is None:
+        return 0
+    path = Path(coder.sae.path).parent / coder.sae.weights.file
+    return 2 * path.stat().st_size if path.is_file() else 0

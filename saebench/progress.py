@@ -1,0 +1,135 @@
+"""`saebench run` as a person sees it: the plan, a progress bar, errors as they come, the table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from saebench.api import RunResult, execute, plan_run
+from saebench.plan import Group, Plan, Unit
+from saebench.registry import Registry
+from saebench.report import print_tables
+from saebench.runner import Watch
+from saebench.specs import RunConfig
+
+
+class ProgressWatch(Watch):
+    """A bar a group on a terminal; a line a group where the output goes to a file."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("images"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.current: TaskID | None = None
+        self.n_failed = 0
+
+    def group(self, group: Group, n_images: int) -> None:
+        n_coders = sum(len(wave.coders) for wave in group.waves)
+        text = f"{group.backbone.name} · {group.source.spec.name} · {n_coders} SAEs and controls"
+        if not self.console.is_terminal:
+            self.console.print(text, markup=False)
+        self.current = self.bar.add_task(escape(text), total=n_images)
+
+    def images(self, n: int) -> None:
+        if self.current is not None:
+            self.bar.advance(self.current, n)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def failed(self, unit: Unit, error: BaseException) -> None:
+        self.n_failed += 1
+        if self.n_failed <= 10:
+            self.console.print(f"failed: {unit.label}: {error}", style="red", markup=False)
+        elif self.n_failed == 11:
+            self.console.print("… more failed units are listed by  saebench status", style="red")
+
+
+def run_with_progress(config: RunConfig, console: Console, messages: Console) -> int:
+    """Run, print the table, and return the exit status. Tables go to `console`."""
+    if config.dry_run:
+        print_plan(plan_run(config), console)
+        return 0
+    started = time.perf_counter()
+    watch = ProgressWatch(messages)
+    try:
+        with watch.bar:
+            result = execute(config, watch)
+    except KeyboardInterrupt:
+        messages.print(
+            "\ninterrupted: finished units are in the results folder, finished segments are kept; "
+            "the same command goes on from there",
+            markup=False,
+        )
+        return 130
+    print_result(result, config, console, messages, time.perf_counter() - started)
+    return 1 if result.failed else 0
+
+
+def print_result(
+    result: RunResult, config: RunConfig, console: Console, messages: Console, seconds: float
+) -> None:
+    """The table, what was done in how long, and the one line of pandas that reads it all."""
+    columns = Registry.load(config.registry).board("embedded").columns
+    if len(result.rows):
+        print_tables(result.rows, columns, console)
+        console.print(
+            "↓ lower is better, ↑ higher is better; ± is half of a 95 % interval over images",
+            style="dim",
+        )
+    n_done = len(result.plan.todo) - len(result.failed)
+    done_before = f", {len(result.plan.done)} were there already" if result.plan.done else ""
+    console.print(f"{n_done} units measured in {seconds:.0f} s{done_before}", markup=False)
+    if result.failed:
+        messages.print(
+            f"{len(result.failed)} units failed: saebench status --out {config.out}   says why; "
+            "the same command tries them again",
+            style="red",
+            markup=False,
+        )
+    console.print(f'  pd.read_parquet("{result.path}")', markup=False, soft_wrap=True)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """What a run would do: passes, images, SAEs and their memory, units to do and done."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("backbone", "dataset", "images", "train", "waves", "SAEs", "GB", "units"):
+        table.add_column(name, justify="left" if name in ("backbone", "dataset") else "right")
+    for group in plan.groups:
+        table.add_row(
+            escape(group.backbone.name),
+            escape(group.source.spec.name),
+            f"{group.source.n_images:,}",
+            f"{group.source.n_train:,}",
+            str(len(group.waves)),
+            str(sum(len(wave.coders) for wave in group.waves)),
+            f"{sum(wave.n_bytes for wave in group.waves) / 1e9:.2f}",
+            str(sum(len(wave.units) for wave in group.waves)),
+        )
+    if plan.groups:
+        console.print(table)
+    images = sum(len(group.waves) * group.source.n_images for group in plan.groups)
+    console.print(
+        f"{len(plan.todo)} units to measure in {images:,} backbone passes over images, "
+        f"{len(plan.done)} are there already in {Path(plan.config.out)}",
+        markup=False,
+    )

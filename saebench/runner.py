@@ -1,0 +1,325 @@
+"""One group: one pass over the images of a split for each wave, all SAEs, all tasks; rows out.
+
+Images are cut at fixed boundaries into segments of 2,048. Each segment is seen by fresh tasks,
+whose states are written at once; a unit's rows are the fold of its segments in index order. Resume
+after a kill, an out-of-memory retry and (later) shards are this one mechanism.
+
+An exception of one (SAE, task) drops that unit with an error record and the pass goes on. An error
+of the backbone or the data ends the group.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from saebench.backbones import Backbone, load_backbone
+from saebench.batch import CoderError, Images, SaeBatch, View, is_out_of_memory
+from saebench.data import Dataset, batches, open_dataset
+from saebench.errors import NonFiniteError, SaebenchError
+from saebench.fit import Fitter
+from saebench.loading import Loaded, Place, load_coders
+from saebench.plan import SEGMENT, Group, Unit, Wave, backbone_identity
+from saebench.registry import Registry
+from saebench.results import ResultsFolder
+from saebench.rows import Environment, unit_rows
+from saebench.specs import RunConfig
+from saebench.store import Store
+from saebench.task import Context, Task
+
+TILE_BYTES = 256 * 2**20  # of pre-activations held at once while encoding
+SMALLEST_TILE = 4 * 2**20
+
+
+class Watch:
+    """What a run tells whoever watches it. Every method may be overridden; none has to be."""
+
+    def group(self, group: Group, n_images: int) -> None: ...
+    def images(self, n: int) -> None: ...
+    def say(self, text: str) -> None: ...
+    def failed(self, unit: Unit, error: BaseException) -> None: ...
+
+
+@dataclass
+class Tiles:
+    """Row tile of the encoder and images in a batch: halved when memory runs out, never grown."""
+
+    tile_bytes: int
+    batch_size: int
+
+    def halve(self) -> bool:
+        """First the row tile, then the batch. False when neither can be halved again."""
+        if self.tile_bytes > SMALLEST_TILE:
+            self.tile_bytes //= 2
+        elif self.batch_size > 1:
+            self.batch_size //= 2
+        else:
+            return False
+        return True
+
+
+@dataclass
+class GroupRun:
+    """One backbone over one dataset, for one config, into one results folder."""
+
+    group: Group
+    config: RunConfig
+    registry: Registry
+    folder: ResultsFolder
+    store: Store
+    environment: Environment
+    watch: Watch = field(default_factory=Watch)
+
+    def run(self) -> list[Unit]:
+        """Measure every unit of the group. Returns the units that failed, each with its record."""
+        failed: list[Unit] = []
+        waiting = [unit for wave in self.group.waves for unit in wave.units]
+        try:
+            self.watch.group(self.group, self._n_passes())
+            device = self.environment.torch_device
+            dtype = getattr(torch, self.config.dtype)
+            self.backbone: Backbone = load_backbone(self.group.backbone, device=device, dtype=dtype)
+            self.dataset: Dataset = open_dataset(self.group.source.spec)
+            manifest = self.dataset.manifest(self.group.source.spec.test)
+            self.order = manifest.order(self.group.source.n_images)
+            self.ids = [manifest.ids[i] for i in self.order]
+            self.labels = manifest.labels[self.order]
+            self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
+            self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
+            for wave in self.group.waves:
+                failed += self._wave(wave)
+                waiting = [unit for unit in waiting if unit not in wave.units]
+        except Exception as error:
+            # Of the backbone or the data: nothing that is left in this group can be measured.
+            for unit in waiting:
+                self._fail(unit, error)
+            failed += waiting
+        return failed
+
+    def _n_passes(self) -> int:
+        return self.group.source.n_images * len(self.group.waves)
+
+    def _wave(self, wave: Wave) -> list[Unit]:
+        failed: dict[Unit, None] = {}
+        fitter = Fitter(
+            self.backbone,
+            self.dataset,
+            self.group.source,
+            self.store,
+            lambda site: backbone_identity(self.group.backbone, site),
+            self.config.dtype,
+            self.config.batch_size,
+            self.config.workers,
+        )
+        loaded = load_coders(
+            wave.coders,
+            backbone=self.backbone,
+            registry=self.registry,
+            fitter=fitter,
+            seed=self.config.seed,
+        )
+        for unit in wave.units:
+            if unit.coder in loaded.errors:
+                self._fail(unit, loaded.errors[unit.coder])
+                failed[unit] = None
+        started = time.perf_counter()
+        partial = self.folder.partial
+        finished = {unit.id: partial.segments(unit.id) for unit in wave.units}
+        states: dict[str, Mapping[str, np.ndarray]] = {}
+        for segment in range(self.group.source.n_segments):
+            todo = [u for u in wave.units if u not in failed and segment not in finished[u.id]]
+            if todo:
+                states, broken = self._segment(segment, todo, loaded)
+                failed.update(dict.fromkeys(broken))
+                if self.group.source.n_segments > 1:
+                    partial.save_many(segment, states)
+            else:
+                self.watch.images(len(self._segment_positions(segment)))
+        seconds = time.perf_counter() - started
+        for unit in wave.units:
+            if unit not in failed:
+                in_memory = states.get(unit.id) if self.group.source.n_segments == 1 else None
+                if not self._finish(unit, loaded, in_memory, seconds):
+                    failed[unit] = None
+        return list(failed)
+
+    def _segment_positions(self, segment: int) -> np.ndarray:
+        n_images = self.group.source.n_images
+        return np.arange(segment * SEGMENT, min((segment + 1) * SEGMENT, n_images))
+
+    def _segment(
+        self, segment: int, units: Iterable[Unit], loaded: Loaded
+    ) -> tuple[dict[str, dict[str, np.ndarray]], list[Unit]]:
+        """States of one segment, and the units that failed in it.
+
+        When memory runs out, tasks have seen a part of the segment, so it is begun again.
+        """
+        while True:
+            shown = 0
+            running = {unit: self._started(unit, loaded) for unit in units}
+            broken: dict[Unit, Exception] = {}
+            try:
+                for batch in self._batches(segment, loaded, running):
+                    self._update(batch, running, broken, loaded)
+                    self.watch.images(len(batch.ids))
+                    shown += len(batch.ids)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                del running
+                error.__traceback__ = None  # it holds the frames that hold the memory
+                if not self.tiles.halve():
+                    raise SaebenchError(
+                        "memory ran out with one image in a batch and the smallest row tile",
+                        "hold fewer SAEs at once:  --memory 1GiB",
+                    ) from error
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self.watch.images(-shown)
+                self.watch.say(
+                    f"memory ran out: going on with row tiles of {self.tiles.tile_bytes >> 20} MiB "
+                    f"and batches of {self.tiles.batch_size} images"
+                )
+        for unit, error in broken.items():
+            self._fail(unit, error)
+        states = {unit.id: task.state() for unit, task in running.items() if unit not in broken}
+        return states, list(broken)
+
+    def _batches(
+        self, segment: int, loaded: Loaded, running: Mapping[Unit, Task]
+    ) -> Iterator[Images]:
+        sites = sorted({loaded.places[unit.coder].site for unit in running})
+        positions = self._segment_positions(segment)
+        split = self.group.source.spec.test
+        stream = batches(
+            self.dataset,
+            split,
+            self.order[positions],
+            self.backbone.transform,
+            self.tiles.batch_size,
+            self.config.workers,
+        )
+        first = int(positions[0])
+        for index, images_b3hw in stream:
+            stop = first + len(index)
+            captures = self.backbone.acts(images_b3hw.to(self.backbone.device), sites)
+            yield Images(
+                self.backbone,
+                self.group.source.spec.name,
+                self.ids[first:stop],
+                self.labels[first:stop],
+                {name: values[first:stop] for name, values in self.levels.items()},
+                first,
+                captures,
+            )
+            first = stop
+
+    def _update(
+        self,
+        images: Images,
+        running: Mapping[Unit, Task],
+        broken: dict[Unit, Exception],
+        loaded: Loaded,
+    ) -> None:
+        by_coder: dict[object, list[Unit]] = {}
+        for unit in running:
+            if unit not in broken:
+                by_coder.setdefault(unit.coder, []).append(unit)
+        for units in by_coder.values():
+            batch: SaeBatch | None = None
+            for unit in units:
+                try:
+                    batch = batch or self._sae_batch(images, unit, loaded)
+                    running[unit].update(batch)
+                except (CoderError, NonFiniteError) as error:
+                    broken.update(dict.fromkeys(units, error))
+                    break
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    broken[unit] = error
+
+    def _sae_batch(self, images: Images, unit: Unit, loaded: Loaded) -> SaeBatch:
+        place = loaded.places[unit.coder]
+        view = images.view(place.site, place.kinds)
+        for sae in loaded.parents.get(unit.coder, ()):
+            codes = sae.encode(view.x_nd, tile_bytes=self.tiles.tile_bytes)
+            x_btd = codes.dense().view(*view.x_btd.shape[:2], sae.d_sae)
+            view = View(images, unit.coder.site, view.kinds, x_btd)
+        return SaeBatch(view, loaded.coders[unit.coder], self.tiles.tile_bytes)
+
+    def _started(self, unit: Unit, loaded: Loaded) -> Task:
+        task = unit.task()
+        task.start(self._context(unit, loaded))
+        return task
+
+    def _context(self, unit: Unit, loaded: Loaded) -> Context:
+        place: Place = loaded.places[unit.coder]
+        coder = loaded.coders[unit.coder]
+        layout = self.group.backbone.sites[place.site].kinds
+        from saebench.batch import rebased
+
+        on_backbone = not loaded.parents.get(unit.coder)
+        return Context(
+            backbone=unit.backbone.name,
+            sae=unit.coder.name,
+            dataset=unit.source.spec.name,
+            site=unit.coder.site,
+            tokens=unit.coder.tokens,
+            d_model=coder.d_model,
+            d_sae=coder.d_sae,
+            kinds=rebased(layout, place.kinds),
+            n_images=unit.source.n_images,
+            class_names=self.dataset.class_names,
+            labels=self.dataset.label_names,
+            conventions=self.config.conventions,
+            seed=self.config.seed,
+            shift_d=loaded.shifts[place] if on_backbone else np.zeros(coder.d_model),
+        )
+
+    def _finish(
+        self,
+        unit: Unit,
+        loaded: Loaded,
+        in_memory: Mapping[str, np.ndarray] | None,
+        seconds: float,
+    ) -> bool:
+        """Fold the segments of a unit in index order and write its rows. False: it failed."""
+        try:
+            task = self._started(unit, loaded)
+            for segment in range(self.group.source.n_segments):
+                state = in_memory or self.folder.partial.load(unit.id, segment)
+                if state is None:
+                    raise SaebenchError(
+                        f"segment {segment} of {unit.label} cannot be read back",
+                        "run the same command again: only that segment is computed anew",
+                    )
+                task.merge(state)
+            rows, replicates = unit_rows(
+                unit, task, loaded.coders[unit.coder], self.environment, seconds
+            )
+            self.folder.write_unit(
+                unit.id, unit.identity, rows, latents=task.latents(), replicates=replicates
+            )
+        except Exception as error:
+            self._fail(unit, error)
+            return False
+        self.folder.clear_error(unit.id)
+        self.folder.partial.discard(unit.id)
+        return True
+
+    def _fail(self, unit: Unit, error: BaseException) -> None:
+        detail = "".join(traceback.format_exception(error))
+        self.folder.write_error(unit.id, unit.identity, error, detail)
+        self.watch.failed(unit, error)
+
+
+def run_groups(groups: Iterable[Group], make: Callable[[Group], GroupRun]) -> list[Unit]:
+    """Run groups one after the other in this process. Returns the units that failed."""
+    return [unit for group in groups for unit in make(group).run()]
