@@ -1,0 +1,227 @@
+"""A backbone in use: activations at its sites, and its output with activations put in their place.
+
+    captures = backbone.acts(images_b3hw, ["blocks.2"])
+    output = backbone.resume("blocks.2", captures["blocks.2"].acts_btd, captures["blocks.2"].state)
+
+equals `backbone.forward(images_b3hw)`, on the CPU in float32 and at one batch size bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from saebench.backbones.hooks import hooked
+from saebench.backbones.pixels import Transform
+from saebench.backbones.precision import ieee_float32
+from saebench.backbones.sites import from_tokens, to_tokens
+from saebench.backbones.steps import (
+    Output,
+    Place,
+    SteppedModel,
+    TextTower,
+    memory_format,
+    place_of,
+)
+from saebench.errors import Mismatch, NotFound, UsageError
+from saebench.specs import BackboneSpec, SiteSpec
+
+ENTRY = "entry"  # in a branch's state: what the step that holds it is given
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Activations of one site: all its tokens [b t d], in the dtype of the computation.
+
+    state: what else `resume` needs; nothing for a bottleneck, and for a branch the activation at
+    the preceding bottleneck, in the model's own shape.
+    """
+
+    acts_btd: Tensor
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Backbone:
+    """A model in evaluation mode on one device and dtype, with the sites of its entry.
+
+    All that computes runs in inference mode, with TF32 off. Made by `load_backbone`.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        model: SteppedModel,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights_sha256: str | None = None,
+    ) -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.weights_sha256 = weights_sha256
+        self.transform: Callable[[Image], Tensor] = Transform(spec.input)
+        self.model = model
+        model.module.eval().requires_grad_(False)
+        for module in model.module.modules():
+            if getattr(module, "inplace", False):  # would overwrite what a site has captured
+                module.inplace = False  # type: ignore[assignment]
+        model.module.to(device=self.device, dtype=dtype)
+        self._memory_format = memory_format(model.module)
+        self._places = {
+            name: place_of(model, site.path, site.side, self._who(name))
+            for name, site in spec.sites.items()
+        }
+
+    def acts(self, images_b3hw: Tensor, sites: Sequence[str]) -> dict[str, Capture]:
+        """Activations at some sites, in one forward pass that ends at the last of them.
+
+        Errors: NotFound (a site that the entry lacks), Mismatch (images or activations of another
+        shape than the entry says).
+        """
+        wanted = {name: self._place(name) for name in sites}
+        if not wanted:
+            return {}
+        x = self._images(images_b3hw)
+        captures: dict[str, Capture] = {}
+        last = max(wanted.values(), key=lambda place: (place.step, place.module is not None))
+        with self._computing():
+            for i in range(last.step + 1):
+                here = [name for name, place in wanted.items() if place.step == i]
+                for name in here:
+                    if wanted[name].module is None:
+                        captures[name] = Capture(self._tokens(name, x, len(images_b3hw)))
+                if i < last.step or last.module is not None:
+                    inside = [name for name in here if wanted[name].module is not None]
+                    x = self._step(i, x, inside, captures)
+        return {name: captures[name] for name in wanted}
+
+    def resume(self, site: str, acts_btd: Tensor, state: Mapping[str, Tensor]) -> Output:
+        """Output with the given activations [b t d] at a site. Runs only what comes after it.
+
+        Errors: NotFound; Mismatch (activations or state of another shape than the site's).
+        """
+        place, layout, who = self._place(site), self.spec.sites[site], self._who(site)
+        with self._computing():
+            given = acts_btd.to(self.device, self.dtype)
+            x = from_tokens(given, layout, who, memory_format=self._memory_format)
+            if place.module is None:
+                return self._finish(x, place.step)
+            entry = self._entry(state, len(acts_btd), who)
+            if layout.layout == "map":
+                x = x.clone()  # conv blocks add their skip connection in place, here onto x
+            with hooked(place.module, place.side, lambda _: x, who):
+                after = self.model.steps[place.step].run(entry)
+            return self._finish(after, place.step + 1)
+
+    def forward(self, images_b3hw: Tensor) -> Output:
+        """Output of untouched images [b 3 h w]. Errors: Mismatch."""
+        with self._computing():
+            return self._finish(self._images(images_b3hw), 0)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of a contrastive model's cosines (1 / temperature). Errors: UsageError."""
+        return self._text.logit_scale
+
+    @property
+    def logit_bias(self) -> float:
+        """What a contrastive model adds to its scaled cosines; 0 for CLIP. Errors: UsageError."""
+        return self._text.logit_bias
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit-norm float32 embeddings [n d] of n texts. Errors: UsageError (no text tower)."""
+        text = self._text
+        with self._computing():
+            return text.encode(texts)
+
+    @property
+    def _text(self) -> TextTower:
+        if self.model.text is None:
+            raise UsageError(
+                f"the backbone '{self.spec.name}' has no text tower",
+                "texts need a backbone of the CLIP family",
+            )
+        return self.model.text
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.inference_mode(), ieee_float32(self.device):
+            yield
+
+    def _step(self, i: int, x: Tensor, inside: list[str], captures: dict[str, Capture]) -> Tensor:
+        """Run one step, and read the branch sites that lie within it."""
+        with ExitStack() as taps:
+            for name in inside:
+                place = self._place(name)
+                assert place.module is not None
+
+                def read(tensor: Tensor, name: str = name) -> None:
+                    acts_btd = self._tokens(name, tensor, len(x))
+                    if self.spec.sites[name].layout == "map":
+                        # Conv blocks add their skip connection in place, onto this tensor.
+                        acts_btd = acts_btd.clone()
+                    captures[name] = Capture(acts_btd, {ENTRY: x})
+
+                taps.enter_context(hooked(place.module, place.side, read, self._who(name)))
+            return self.model.steps[i].run(x)
+
+    def _finish(self, x: Tensor, start: int) -> Output:
+        n_images = len(x)
+        for step in self.model.steps[start:]:
+            x = step.run(x)
+        output = self.model.read(x)
+        shape = list(output.embedding_bd.shape)
+        if len(shape) != 2 or shape[0] != n_images:
+            raise Mismatch(
+                f"the backbone '{self.spec.name}' ends in {shape}, not in one vector an image",
+                "choose a pooling that leaves one vector, such as model_args.global_pool",
+            )
+        return output
+
+    def _tokens(self, name: str, x: Tensor, n_images: int) -> Tensor:
+        return to_tokens(x, self.spec.sites[name], n_images, self._who(name))
+
+    def _images(self, images_b3hw: Tensor) -> Tensor:
+        size = self.spec.input.size
+        if images_b3hw.ndim != 4 or tuple(images_b3hw.shape[1:]) != (3, size, size):
+            raise Mismatch(
+                f"images are {list(images_b3hw.shape)}, and the backbone '{self.spec.name}' "
+                f"takes [b, 3, {size}, {size}]",
+                "pass PIL images through backbone.transform, and stack them",
+            )
+        if not images_b3hw.is_floating_point():
+            raise Mismatch(
+                f"images are {images_b3hw.dtype}, and must be floats as backbone.transform gives",
+                "pass PIL images through backbone.transform, and stack them",
+            )
+        return images_b3hw.to(self.device, self.dtype, memory_format=self._memory_format)
+
+    def _entry(self, state: Mapping[str, Tensor], n_images: int, who: str) -> Tensor:
+        if ENTRY not in state or len(state[ENTRY]) != n_images:
+            found = f"of {len(state[ENTRY])} images" if ENTRY in state else "without it"
+            raise Mismatch(
+                f"{who}: a branch resumes from the activation before its block, and the state "
+                f"is {found}, for {n_images} images",
+                "pass the state of the same Capture as the activations",
+            )
+        return state[ENTRY].to(self.device, self.dtype)
+
+    def _place(self, site: str) -> Place:
+        if site in self._places:
+            return self._places[site]
+        near = get_close_matches(site, self._places, n=3, cutoff=0.3) or list(self._places)
+        raise NotFound(
+            f"the backbone '{self.spec.name}' has no site '{site}'",
+            f"the nearest: {', '.join(near)}" if near else "its entry declares no sites",
+        )
+
+    def _who(self, name: str) -> str:
+        site: SiteSpec = self.spec.sites[name]
+        return f"{self.spec.name}, site '{name}' (the {site.side} of '{site.path}')"

@@ -1,0 +1,78 @@
+"""What an entry says of a model, checked against the model that was built, before any image.
+
+Sites (kind, token layout), the head, the image size. What only activations can show (shapes at a
+site) is checked on every batch, in `sites`.
+"""
+
+from __future__ import annotations
+
+from saebench.backbones.steps import SteppedModel, place_of
+from saebench.errors import SpecError
+from saebench.specs import BackboneSpec, SiteSpec
+
+
+def check_entry(spec: BackboneSpec, model: SteppedModel) -> None:
+    """Errors: SpecError naming the key of the entry and what the model has instead."""
+    where = spec.path or spec.name
+    size = (spec.input.size, spec.input.size)
+    if model.image_size not in (None, size):
+        raise SpecError(
+            f"{where}: input.size = {spec.input.size}, and the model takes {model.image_size}",
+            "correct input.size, or the image size in model_args",
+        )
+    for name, site in spec.sites.items():
+        check_site(site, model, f"{where}: site '{name}'")
+    _check_head(spec, model, where)
+
+
+def check_site(site: SiteSpec, model: SteppedModel, where: str) -> None:
+    """Errors: SpecError for a site of another kind, or with other tokens, than the model's."""
+    if not site.kinds:
+        raise SpecError(f"{where}: it has no tokens", "say cls = 1, or grid = [h, w]")
+    if site.layout == "map" and site.grid is None:
+        raise SpecError(f"{where}: a map needs its grid", "say grid = [h, w]")
+    place = place_of(model, site.path, site.side, where)
+    found = "bottleneck" if place.module is None else "branch"
+    # A model of a single step leaves the kind to its entry: all lies within that step.
+    if site.kind != found and len(model.steps) > 1:
+        raise SpecError(
+            f"{where}: kind = '{site.kind}', and the {site.side} of '{site.path}' is a {found}",
+            f'say kind = "{found}"' if found == "branch" else 'leave kind out, or "bottleneck"',
+        )
+    if site.layout != "tokens" or model.grid is None:
+        return
+    own = {**model.prefix, "patches": model.grid[0] * model.grid[1]}
+    said = {kind: part.stop - part.start for kind, part in site.kinds.items()}
+    if sum(own.values()) == site.tokens and any(
+        said.get(kind, 0) != count for kind, count in own.items()
+    ):
+        raise SpecError(
+            f"{where}: its tokens are {_counts(said)}, and the model's are {_counts(own)}",
+            f"the model's grid is {list(model.grid)}",
+        )
+
+
+def _check_head(spec: BackboneSpec, model: SteppedModel, where: str) -> None:
+    if spec.head.kind == "zero_shot" and model.text is None:
+        raise SpecError(
+            f"{where}: head.kind = 'zero_shot', and the model has no text tower",
+            'use kind = "none", or "classifier"',
+        )
+    if spec.head.kind != "classifier":
+        return
+    if model.n_classes == 0:
+        raise SpecError(
+            f"{where}: head.kind = 'classifier', and the model has none",
+            'set model_args.num_classes, or use kind = "none"',
+        )
+    for dataset, (first, count) in spec.head.classes.items():
+        if first < 0 or count < 1 or first + count > model.n_classes:
+            raise SpecError(
+                f"{where}: head.classes.{dataset} = [{first}, {count}] is not within "
+                f"the model's {model.n_classes} classes",
+                "write [first, count]: where the dataset's classes begin, and how many there are",
+            )
+
+
+def _counts(tokens: dict[str, int]) -> str:
+    return " + ".join(f"{count} {kind}" for kind, count in tokens.items() if count) or "none"
