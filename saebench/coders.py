@@ -176,7 +176,7 @@ def choose(
         named = {(r.name, r.site, r.tokens): r for r in refs}
         picked: dict[tuple[str, str, str], CoderRef] = {}
         for pattern in patterns:
-            hits = {key: ref for key, ref in named.items() if fnmatchcase(ref.name, pattern)}
+            hits = {key: ref for key, ref in named.items() if matches(ref.name, pattern)}
             hits = hits or _typed_pca(pattern, refs, backbone)
             if hits:
                 matched.add(pattern)
@@ -186,6 +186,11 @@ def choose(
         if pattern not in matched:
             _explain_unmatched(registry, backbones, per_backbone, pattern)
     return chosen
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means this name. Derived controls are meant only by a pattern with @."""
+    return ("@" in name) == ("@" in pattern) and fnmatchcase(name, pattern)
 
 
 def _typed_pca(

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from saebench.atomic import content_hash
 from saebench.backbones import Backbone
 from saebench.batch import rebased
 from saebench.data import Dataset, batches
+from saebench.identity import content_hash
 from saebench.plan import PROTOCOL, Source
 from saebench.saes import Coder
 from saebench.store import Store

@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saebench.atomic import content_hash
 from saebench.coders import CoderRef, chain_of, choose
 from saebench.errors import UsageError
+from saebench.identity import content_hash
 from saebench.registry import Registry, is_glob
 from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
 from saebench.task import REPLICATES, Task
@@ -33,7 +33,7 @@ STATISTICS_IMAGES = 2048  # train images that means, covariances and control sca
 PROTOCOL = {"order": 1, "segments": SEGMENT, "bootstrap": 1, "replicates": REPLICATES, "fit": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A dataset as a run sees it: what of the evaluation split, what of the train split."""
 
@@ -48,7 +48,7 @@ class Source:
         return -(-self.n_images // SEGMENT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """One (backbone, coder, task, dataset): the smallest thing that is done or not done."""
 

@@ -23,8 +23,8 @@ import torch
 
 import saebench
 from saebench import paths
-from saebench.atomic import content_hash
 from saebench.errors import SaebenchError, UsageError
+from saebench.identity import content_hash
 from saebench.metrics.bootstrap import percentile_interval
 from saebench.registry import Registry
 from saebench.results import SCHEMA_VERSION

@@ -2,7 +2,8 @@
 
 A field marked `semantic` can change a number: the semantic fields of a backbone, a dataset and an
 SAE are part of a unit's identity (`saebench.plan`). All others (description, licence, paths) are
-columns or documentation. pydantic is used here, at the edge, and nowhere inside.
+columns or documentation. pydantic is used here, at the edge, and nowhere inside. An entry is read
+once (`saebench.registry`), so entries compare and hash as objects, not by their many fields.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class HeadSpec:
     templates: Mapping[str, tuple[str, ...]] = semantic(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BackboneSpec:
     """A backbone: what it is, how it is built, its pixels, its sites. One TOML file."""
 
@@ -170,7 +171,7 @@ class BackboneSpec:
     paper: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SaeSpec:
     """One SAE checkpoint: a file, and the activations it was trained on. One TOML file."""
 
@@ -194,7 +195,7 @@ class SaeSpec:
     paper: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetSpec:
     """A labelled image dataset. `source` names the reader in `saebench.data`."""
 
