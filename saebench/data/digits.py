@@ -11,6 +11,7 @@ all rows (`saebench.data.manifest`) are the test split, the next 180 val, the ot
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def _scans() -> tuple[np.ndarray, np.ndarray]:
     """(images [1797 8 8] float64 in 0..16, labels [1797] int64)."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     return bunch.images, bunch.target.astype(np.int64)
 
 
