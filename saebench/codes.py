@@ -1,0 +1,124 @@
+"""Sparse codes: z, n rows of s latents of which few are not zero, in compressed rows (CSR).
+
+Row i has its non-zero latents at `indices_m[offsets_n1[i]:offsets_n1[i + 1]]`, m of them in all.
+A value that is zero is never stored, so that counting stored values is counting z ≠ 0, the
+predicate of l0 and density.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """offsets_n1 [n+1] int64, indices_m [m] int64 (latents), values_m [m] float32, none zero."""
+
+    d_sae: int
+    offsets_n1: Tensor
+    indices_m: Tensor
+    values_m: Tensor
+
+    @classmethod
+    def from_dense(cls, z_ns: Tensor) -> Codes:
+        """The non-zero entries of z [n s]."""
+        return cls.where(z_ns != 0, z_ns)
+
+    @classmethod
+    def where(cls, keep_ns: Tensor, z_ns: Tensor) -> Codes:
+        """The entries of z where `keep_ns` is true; none of them may be zero."""
+        d_sae = z_ns.shape[1]
+        at_m = keep_ns.flatten().nonzero().squeeze(1)
+        counts_n = keep_ns.sum(dim=1)
+        return cls(d_sae, _offsets(counts_n), at_m % max(d_sae, 1), z_ns.flatten()[at_m])
+
+    @classmethod
+    def from_topk(cls, values_nk: Tensor, indices_nk: Tensor, d_sae: int) -> Codes:
+        """k latents a row; those whose value is zero are dropped."""
+        keep_nk = values_nk != 0
+        offsets_n1 = _offsets(keep_nk.sum(dim=1))
+        return cls(d_sae, offsets_n1, indices_nk[keep_nk], values_nk[keep_nk])
+
+    @classmethod
+    def empty(cls, n_rows: int, d_sae: int, device: torch.device | str = "cpu") -> Codes:
+        """n rows without a single active latent."""
+        offsets_n1 = torch.zeros(n_rows + 1, dtype=torch.int64, device=device)
+        return cls(d_sae, offsets_n1, offsets_n1[:0], torch.zeros(0, device=device))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Codes]) -> Codes:
+        """The rows of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        counts_n = torch.cat([part.l0_n() for part in parts])
+        return cls(
+            parts[0].d_sae,
+            _offsets(counts_n),
+            torch.cat([part.indices_m for part in parts]),
+            torch.cat([part.values_m for part in parts]),
+        )
+
+    @property
+    def n_rows(self) -> int:
+        return self.offsets_n1.shape[0] - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.values_m.device
+
+    @cached_property
+    def rows_m(self) -> Tensor:
+        """[m] int64, the row of each stored value; it never falls."""
+        rows_n = torch.arange(self.n_rows, device=self.device)
+        return rows_n.repeat_interleave(self.l0_n(), output_size=self.values_m.shape[0])
+
+    def nonzero(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(row_m, latent_m, value_m) of every stored value, row by row."""
+        return self.rows_m, self.indices_m, self.values_m
+
+    def dense(self) -> Tensor:
+        """z [n s] float32."""
+        z_ns = self.values_m.new_zeros(self.n_rows, self.d_sae)
+        z_ns[self.rows_m, self.indices_m] = self.values_m
+        return z_ns
+
+    def l0_n(self) -> Tensor:
+        """[n] int64, the number of active latents of each row."""
+        return self.offsets_n1.diff()
+
+    def l1_n(self) -> Tensor:
+        """[n] float64, Σ_j |z_ij|."""
+        return self.sum_n(self.values_m.double().abs())
+
+    def sum_n(self, terms_m: Tensor) -> Tensor:
+        """[n] float64, the sum over each row of one term for every stored value."""
+        return torch.segment_reduce(terms_m.double(), "sum", offsets=self.offsets_n1)
+
+    def __getitem__(self, rows: slice) -> Codes:
+        """A stretch of the rows."""
+        start, stop, step = rows.indices(self.n_rows)
+        if step != 1:
+            raise IndexError("codes are cut in stretches of rows, step 1")
+        offsets_n1 = self.offsets_n1[start : max(start, stop) + 1]
+        first, last = int(offsets_n1[0]), int(offsets_n1[-1])
+        return Codes(
+            self.d_sae, offsets_n1 - first, self.indices_m[first:last], self.values_m[first:last]
+        )
+
+    def to(self, device: torch.device | str) -> Codes:
+        """The same codes on another device."""
+        return Codes(
+            self.d_sae,
+            self.offsets_n1.to(device),
+            self.indices_m.to(device),
+            self.values_m.to(device),
+        )
+
+
+def _offsets(counts_n: Tensor) -> Tensor:
+    return torch.nn.functional.pad(counts_n.cumsum(0), (1, 0))
