@@ -315,7 +315,7 @@ def test_an_undecodable_image_is_named_at_its_batch(workers: int):
     data = Broken(DatasetSpec(name="toy", source="toy"))
     loader = batches(data, "test", np.arange(8), tensor, 4, workers=workers)
     assert len(next(loader)[0]) == 4
-    with pytest.raises(DataError, match="'toy/0005'.*truncated"):
+    with pytest.raises(DataError, match=r"'toy/0005'.*truncated"):
         next(loader)
 
 
