@@ -52,3 +52,7 @@ class NonFiniteError(SaebenchError):
 
 class ResultsError(SaebenchError):
     """A results folder that cannot be written, or holds rows of another schema."""
+
+
+class WriteError(SaebenchError):
+    """A file that cannot be written: the disk is full, permission is missing, a folder is a file."""

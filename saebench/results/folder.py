@@ -1,0 +1,340 @@
+"""A results folder: the rows of each unit, and the one table that they are merged into.
+
+    results.parquet             all rows, for plain pandas
+    _rows/<unit>.parquet        a unit's rows, written last: where it is, the unit is done
+    _rows/<unit>.json           its identity
+    _latents/ _replicates/      <unit>.parquet: one row a latent; the bootstrap's values
+    _errors/<unit>.json         why a unit failed
+    _partial/                   states of segments (saebench.segments)
+    _schema.json _lock          version of the rows; held while merging
+
+Only `results.parquet` has a plain name: pandas and pyarrow skip the others when they read the
+folder. Any number of runs may write into one folder at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from saebench.atomic import remove_leftovers, unwritable, write_bytes, write_files
+from saebench.errors import ResultsError, SaebenchError, WriteError
+from saebench.results.schema import SCHEMA_VERSION, arrow_schema
+from saebench.results.side import latents_table, replicates_table
+from saebench.results.table import (
+    DamagedFile,
+    check_version,
+    frame_of,
+    is_whole,
+    parquet_bytes,
+    read_parquet,
+    read_rows,
+    table_of,
+)
+from saebench.segments import SegmentStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ORDER = ("backbone", "dataset", "site", "tokens", "sae", "task", "unit_id")
+_LOCK_TIMEOUT_S = 600.0
+_MERGED_FROM = b"saebench_merged_from"
+
+
+class ResultsFolder:
+    """The results below `out`.
+
+    `create` makes the folder and checks that it can be written; without it nothing is touched.
+    Errors: ResultsError for a file, a folder of something else, rows of a newer schema, and (with
+    `create`) a folder that cannot be written.
+    """
+
+    def __init__(self, out: Path, *, create: bool = False) -> None:
+        self.out = Path(out)
+        self.path = self.out / "results.parquet"
+        self._rows = self.out / "_rows"
+        self._latents = self.out / "_latents"
+        self._replicates = self.out / "_replicates"
+        self._errors = self.out / "_errors"
+        self.partial = SegmentStore(self.out / "_partial")
+        self._check()
+        if create:
+            self._create()
+
+    def _check(self) -> None:
+        if not self.out.exists():
+            return
+        if not self.out.is_dir():
+            raise ResultsError(
+                f"{self.out} is a file: results are a folder", "choose another folder with --out"
+            )
+        marker = self.out / "_schema.json"
+        if marker.exists():
+            # A damaged marker is written anew: every file of rows says its version itself.
+            with suppress(ValueError, KeyError, TypeError):
+                check_version(int(json.loads(marker.read_bytes())["schema_version"]), self.out)
+        elif not self._rows.exists():
+            others = sorted(p.name for p in self.out.iterdir() if not p.name.startswith((".", "_")))
+            if others:
+                raise ResultsError(
+                    f"{self.out} is not a results folder: it holds {', '.join(others[:3])}",
+                    "choose a new or empty folder with --out",
+                )
+
+    def _create(self) -> None:
+        try:
+            for folder in (self._rows, self._latents, self._replicates, self._errors):
+                folder.mkdir(parents=True, exist_ok=True)
+            marker = json.dumps({"schema_version": SCHEMA_VERSION})
+            write_bytes(self.out / "_schema.json", marker.encode(), sync=False)
+        except OSError as error:
+            cannot = unwritable(self.out, error)
+            raise ResultsError(cannot.what, cannot.hint or "choose another --out") from error
+        except WriteError as error:
+            raise ResultsError(error.what, error.hint or "choose another --out") from error
+
+    # Units
+
+    def has(self, unit_id: str) -> bool:
+        """Whether a unit's rows are there. Damage inside the file is seen when it is read."""
+        return is_whole(self._rows / f"{unit_id}.parquet")
+
+    def write_unit(
+        self,
+        unit_id: str,
+        identity: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        latents: Mapping[str, np.ndarray] | None = None,
+        replicates: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Check a unit and write it; its rows appear last, so that they say that it is done.
+
+        rows: one dict a row, see `saebench.results.schema`. latents: equally long columns, one row
+        a latent and token kind; [n m] becomes lists of m. replicates: by `group|metric|variant`.
+        Errors: ResultsError for what the schema does not allow, WriteError.
+        """
+        if not rows:
+            raise ResultsError(f"the unit {unit_id} has no rows: a task yields at least one")
+        strays = sorted({str(row.get("unit_id")) for row in rows} - {unit_id})
+        if strays:
+            raise ResultsError(f"rows of the unit {strays[0]} among those of {unit_id}")
+        table = table_of(rows)
+        files: dict[Path, bytes] = {}
+        if latents:
+            data = parquet_bytes(latents_table(rows[0], latents))
+            files[self._latents / f"{unit_id}.parquet"] = data
+        if replicates:
+            data = parquet_bytes(replicates_table(rows, replicates))
+            files[self._replicates / f"{unit_id}.parquet"] = data
+        files[self._rows / f"{unit_id}.json"] = _json(identity)
+        files[self._rows / f"{unit_id}.parquet"] = parquet_bytes(table)
+        write_files(files)
+
+    def remove(self, unit_id: str) -> None:
+        """Forget a unit: rows first, so that it is "not done" at once. Errors: WriteError."""
+        for folder in (self._rows, self._latents, self._replicates):
+            _unlink(folder / f"{unit_id}.parquet")
+        _unlink(self._rows / f"{unit_id}.json")
+        self.clear_error(unit_id)
+        self.partial.discard(unit_id)
+
+    def unit_ids(self) -> list[str]:
+        """The units whose rows are there, sorted."""
+        return sorted(path.stem for path in self._rows.glob("*.parquet"))
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What each unit that is there was measured on."""
+        found = {}
+        for unit_id in self.unit_ids():
+            with suppress(OSError, ValueError):
+                found[unit_id] = json.loads((self._rows / f"{unit_id}.json").read_bytes())
+        return found
+
+    # Failures
+
+    def write_error(
+        self, unit_id: str, identity: Mapping[str, Any], error: BaseException, traceback: str = ""
+    ) -> None:
+        """Record why a unit failed. Errors: WriteError."""
+        record = {
+            "unit_id": unit_id,
+            "type": type(error).__name__,
+            "error": error.what if isinstance(error, SaebenchError) else str(error),
+            "hint": error.hint if isinstance(error, SaebenchError) else "",
+            "traceback": traceback,
+            "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "identity": identity,
+        }
+        record["error"] = record["error"] or record["type"]
+        write_bytes(self._errors / f"{unit_id}.json", _json(record))
+
+    def errors(self) -> dict[str, dict[str, Any]]:
+        """unit id -> record (`type error hint traceback created_utc identity`) of what failed.
+
+        A unit whose rows are there has not failed, whatever was recorded before.
+        """
+        done = set(self.unit_ids())
+        records = {}
+        for path in sorted(self._errors.glob("*.json")):
+            if path.stem not in done:
+                try:
+                    records[path.stem] = json.loads(path.read_bytes())
+                except FileNotFoundError:  # cleared a moment ago by another run
+                    continue
+                except (OSError, ValueError):
+                    records[path.stem] = {"unit_id": path.stem, "error": f"{path} is damaged"}
+        return records
+
+    def clear_error(self, unit_id: str) -> None:
+        """Forget that a unit failed."""
+        _unlink(self._errors / f"{unit_id}.json")
+
+    # Tables
+
+    def rows(self) -> pd.DataFrame:
+        """All rows, as `pandas.read_parquet(out)` gives them after a merge.
+
+        From the merged table where it is up to date. A damaged file is named in a warning.
+        Errors: ResultsError for rows of a newer schema.
+        """
+        listing = self._listing()
+        merged = self._merged(listing)
+        if merged is None:
+            merged, damaged = self._gather(listing)
+            _warn_damaged(damaged.values())
+        return frame_of(merged)
+
+    def latents(self, unit_ids: Iterable[str] | None = None) -> pd.DataFrame:
+        """One row a latent and token kind, of all or some units; `top_*` columns hold arrays."""
+        return self._side(self._latents, unit_ids)
+
+    def replicates(self, unit_ids: Iterable[str] | None = None) -> pd.DataFrame:
+        """The bootstrap's values: `replicates` [500] by unit, split, group, metric and variant.
+
+        Replicate r has the same image weights everywhere, so that two SAEs are compared by the
+        difference of their replicates.
+        """
+        return self._side(self._replicates, unit_ids)
+
+    def merge(self) -> Path:
+        """Rebuild `results.parquet` from all rows that are there, and return its path.
+
+        A damaged file of rows is set aside as `<unit>.parquet.damaged`, named in a warning and
+        recorded as that unit's failure, so that the next run measures it again.
+        Errors: ResultsError, WriteError.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = self.out / "_lock"
+        try:
+            with FileLock(lock, timeout=_LOCK_TIMEOUT_S):
+                for folder in (self.out, self._rows, self._latents, self._replicates, self._errors):
+                    remove_leftovers(folder)
+                self._merge()
+        except Timeout:
+            raise ResultsError(
+                f"another process has been merging {self.out} for {_LOCK_TIMEOUT_S / 60:.0f} min",
+                f"end it if it hangs (it holds {lock}), and run the same command again",
+            ) from None
+        except OSError as error:
+            raise unwritable(lock, error) from error
+        return self.path
+
+    def _merge(self) -> None:
+        listing = self._listing()
+        if self._merged(listing) is not None:
+            return
+        table, damaged = self._gather(listing)
+        for unit_id, error in damaged.items():
+            path = self._rows / f"{unit_id}.parquet"
+            identity = self.identities().get(unit_id, {})
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            self.write_error(unit_id, identity, error)
+        _warn_damaged(damaged.values())
+        metadata = {_MERGED_FROM.decode(): _fingerprint(self._listing() if damaged else listing)}
+        write_bytes(self.path, parquet_bytes(table, metadata))
+
+    def _listing(self) -> dict[str, tuple[int, int, int]]:
+        """unit id -> (inode, size, time) of its rows: changes whenever one of them is written."""
+        listing = {}
+        for path in sorted(self._rows.glob("*.parquet")):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                listing[path.stem] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return listing
+
+    def _merged(self, listing: Mapping[str, tuple[int, int, int]]) -> pa.Table | None:
+        """The merged table, if it is there, undamaged, and made from exactly these files."""
+        try:
+            table = read_parquet(self.path)
+        except (OSError, DamagedFile):
+            return None
+        metadata = table.schema.metadata or {}
+        if metadata.get(_MERGED_FROM) != _fingerprint(listing).encode():
+            return None
+        return table if table.schema.equals(arrow_schema()) else None
+
+    def _gather(self, unit_ids: Iterable[str]) -> tuple[pa.Table, dict[str, DamagedFile]]:
+        """All rows in their fixed order, and the units whose file is damaged."""
+        tables, damaged = [], {}
+        for unit_id in unit_ids:
+            path = self._rows / f"{unit_id}.parquet"
+            try:
+                table = read_rows(path)
+                if set(table.column("unit_id").to_pylist()) != {unit_id}:
+                    raise DamagedFile(f"{path} is damaged: it holds rows of another unit")
+            except FileNotFoundError:  # removed a moment ago by another run
+                continue
+            except DamagedFile as error:
+                error.hint = "run the same command again: it is measured anew"
+                damaged[unit_id] = error
+                continue
+            tables.append(table)
+        tables.sort(key=lambda table: [table.column(name)[0].as_py() for name in _ORDER])
+        whole = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
+        return whole.combine_chunks(), damaged
+
+    def _side(self, folder: Path, unit_ids: Iterable[str] | None) -> pd.DataFrame:
+        tables, damaged = [], []
+        for unit_id in self.unit_ids() if unit_ids is None else unit_ids:
+            try:
+                tables.append(read_parquet(folder / f"{unit_id}.parquet"))
+            except FileNotFoundError:
+                continue
+            except DamagedFile as error:
+                error.hint = "remove it and the unit's rows, and run the same command again"
+                damaged.append(error)
+        _warn_damaged(damaged)
+        if not tables:
+            return frame_of(pa.table({"unit_id": pa.array([], pa.string())}))
+        return frame_of(pa.concat_tables(tables, promote_options="permissive"))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1).encode()
+
+
+def _fingerprint(listing: Mapping[str, tuple[int, int, int]]) -> str:
+    return hashlib.sha256(repr(sorted(listing.items())).encode()).hexdigest()
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _warn_damaged(errors: Iterable[DamagedFile]) -> None:
+    for error in errors:
+        warnings.warn(str(error), stacklevel=4)

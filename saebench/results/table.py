@@ -1,0 +1,186 @@
+"""Rows to and from Parquet, strictly by the schema.
+
+Every page carries a checksum, and every file says the version of its schema, so that a file is
+either read as it was written or named as damaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from saebench.errors import ResultsError
+from saebench.results.schema import (
+    BY_NAME,
+    COLUMNS,
+    KEY,
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    VARIANT_COLUMNS,
+    arrow_schema,
+)
+from saebench.task import variant_string
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_VERSION = b"saebench_schema"
+
+
+class DamagedFile(ResultsError):
+    """A file of a results folder that was not written so: truncated, altered, or another's."""
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table, checked.
+
+    Errors: ResultsError for an unknown or a missing column, a value of the wrong type, a NaN or
+    infinity, a variant that its columns do not say, an undefined value without a note, and two
+    rows of one key.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    for row in rows:
+        _check_row(row)
+        key = tuple(row[name] for name in KEY)
+        if key in seen:
+            raise ResultsError(
+                f"two rows of one key: {_where(row)}",
+                "what distinguishes them belongs into the measurement's group or variant",
+            )
+        seen.add(key)
+    return pa.table([_column(name, rows) for name in BY_NAME], schema=arrow_schema())
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    names = ("backbone", "sae", "task", "metric", "group", "variant")
+    return " · ".join(str(row[name]) for name in names if row.get(name))
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    for name in row:
+        if name not in BY_NAME:
+            near = get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
+            raise ResultsError(
+                f"{_where(row)}: '{name}' is not a column of the results",
+                f"did you mean '{near[0]}'?" if near else _variant_hint(),
+            )
+    for column in COLUMNS:
+        value = row.get(column.name)
+        if value is None and not column.nullable:
+            raise ResultsError(f"{_where(row)}: the column '{column.name}' is missing")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ResultsError(
+                f"{_where(row)}: {column.name} is {value}",
+                "an undefined value is None, with a note that says why",
+            )
+    if row.get("value") is None and not row["note"]:
+        raise ResultsError(f"{_where(row)}: the value is undefined, and no note says why")
+    typed = {name: row[name] for name in VARIANT_COLUMNS if row.get(name) is not None}
+    if row["variant"] != variant_string(typed):
+        raise ResultsError(
+            f"{_where(row)}: the variant '{row['variant']}' is not what its columns say, "
+            f"'{variant_string(typed)}'",
+            _variant_hint(),
+        )
+
+
+def _variant_hint() -> str:
+    return f"a variant may name {', '.join(sorted(VARIANT_COLUMNS))}"
+
+
+def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Array:
+    try:
+        return pa.array([row.get(name) for row in rows], type=arrow_schema().field(name).type)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        values = ", ".join(sorted({repr(row.get(name)) for row in rows})[:3])
+        raise ResultsError(
+            f"the column '{name}' holds {BY_NAME[name].type}, not {values} ({error})"
+        ) from error
+
+
+def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A table as the bytes of a Parquet file, with checksums."""
+    if metadata:
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file, its checksums verified. Errors: DamagedFile, FileNotFoundError."""
+    data = path.read_bytes()
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        table = file.read(use_threads=False)  # many small files: threads cost more than they give
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DamagedFile(f"{path} is damaged: {reason}") from error
+    return table
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a Parquet file has both its ends: a quick look that sees truncation, not flips."""
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True
+
+
+def read_rows(path: Path) -> pa.Table:
+    """A table of rows of this or an older schema, brought to this one.
+
+    Errors: DamagedFile; ResultsError when it was written by a newer saebench; FileNotFoundError.
+    """
+    return conform(read_parquet(path), path)
+
+
+def conform(table: pa.Table, path: Path) -> pa.Table:
+    """A table as it was read from `path`, brought to this schema."""
+    version = (table.schema.metadata or {}).get(_VERSION, b"")
+    if not version.isdigit():
+        raise DamagedFile(f"{path} does not hold rows of saebench")
+    check_version(int(version), path)
+    for step in range(int(version), SCHEMA_VERSION):
+        table = MIGRATIONS[step](table)
+    if table.schema.equals(arrow_schema()):
+        return table.replace_schema_metadata(arrow_schema().metadata)
+    unknown = [name for name in table.column_names if name not in BY_NAME]
+    if unknown:
+        raise newer(path, f"the columns {', '.join(unknown)}")
+    arrays = []
+    for column, field in zip(COLUMNS, arrow_schema(), strict=True):
+        if column.name in table.column_names:
+            arrays.append(table.column(column.name).cast(field.type))
+        elif column.nullable:
+            arrays.append(pa.nulls(table.num_rows, field.type))
+        else:
+            raise DamagedFile(f"{path} is damaged: the column '{column.name}' is missing")
+    return pa.table(arrays, schema=arrow_schema())
+
+
+def check_version(version: int, path: Path) -> None:
+    """Errors: ResultsError for rows of a schema that this saebench does not know."""
+    if version > SCHEMA_VERSION:
+        raise newer(path, f"rows of schema {version}; this one knows schema {SCHEMA_VERSION}")
+
+
+def newer(path: Path, what: str) -> ResultsError:
+    """The error for something that only a newer saebench can have written."""
+    return ResultsError(
+        f"{path} was written by a newer saebench: it holds {what}",
+        "pip install --upgrade saebench-vision   or choose another folder with --out",
+    )
+
+
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """A table as plain `pandas.read_parquet` gives it."""
+    return table.to_pandas()
