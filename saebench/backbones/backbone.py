@@ -68,7 +68,9 @@ class Backbone:
         self.weights_sha256 = weights_sha256
         self.transform: Callable[[Image], Tensor] = Transform(spec.input)
         self.model = model
-        model.module.eval().requires_grad_(False)
+        # Parameters stay as they are built: with requires_grad off, fused attention takes another
+        # path, and the last bits are no longer those of the library's own forward.
+        model.module.eval()
         for module in model.module.modules():
             if getattr(module, "inplace", False):  # would overwrite what a site has captured
                 module.inplace = False  # type: ignore[assignment]

@@ -149,8 +149,21 @@ class ClipText:
         """open_clip's tokenizer of the model: texts -> int64 [n context]. Made when first used."""
         if self._tokenizer is None:
             name = model_name(self._spec)
-            self._tokenizer = open_clip.get_tokenizer(name, **_tokenizer_args(name))
+            tokenizer = open_clip.get_tokenizer(name, **_tokenizer_args(name))
+            self._check_vocabulary(tokenizer)
+            self._tokenizer = tokenizer
         return self._tokenizer
+
+    def _check_vocabulary(self, tokenizer: Any) -> None:
+        # Where none is named open_clip takes CLIP's, whose indices a small tower does not embed.
+        known = getattr(tokenizer, "vocab_size", None)
+        embedded = getattr(self._model, "vocab_size", None)
+        if known is not None and embedded is not None and known > embedded:
+            raise SpecError(
+                f"{self._spec.path or self._spec.name}: the tokenizer of '{self._spec.model}' has "
+                f"{known} entries, and the text tower embeds {embedded}",
+                "set text_cfg.tokenizer_kwargs.bpe_path to the vocabulary it was trained with",
+            )
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm float32 [n d], in the order of the texts. Errors: UsageError without texts."""

@@ -108,16 +108,19 @@ def _about(model: VisionTransformer) -> dict[str, Any]:
         "distillation": int(isinstance(model, VisionTransformerDistilled)),
         "registers": model.num_reg_tokens,
     }
-    patches: Any = model.patch_embed
-    size: Any = patches.img_size
-    fixed = not model.dynamic_img_size and size is not None
+    size = model.patch_embed.img_size
+    fixed = size is not None and not model.dynamic_img_size
     return {
         "module": model,
         "n_classes": model.num_classes,
         "prefix": prefix,
-        "grid": tuple(patches.grid_size) if fixed else None,
-        "image_size": tuple(size) if fixed else None,
+        "grid": _pair(model.patch_embed.grid_size) if fixed else None,
+        "image_size": _pair(size) if fixed else None,
     }
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value[0], value[1])
 
 
 def _vision_transformer(model: VisionTransformer) -> SteppedModel:
