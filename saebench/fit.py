@@ -22,7 +22,8 @@ import torch
 
 from saebench.backbones import Backbone
 from saebench.batch import rebased
-from saebench.data import Dataset, batches
+from saebench.data import Dataset
+from saebench.data.loader import batches
 from saebench.identity import content_hash
 from saebench.plan import PROTOCOL, Source
 from saebench.saes import Coder

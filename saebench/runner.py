@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone, load_backbone
-from saebench.batch import CoderError, Images, SaeBatch, View, is_out_of_memory
-from saebench.data import Dataset, batches, open_dataset
+from saebench.batch import CoderError, Images, SaeBatch, View, is_out_of_memory, rebased
+from saebench.data import Dataset, open_dataset
+from saebench.data.loader import batches
 from saebench.errors import NonFiniteError, SaebenchError
 from saebench.fit import Fitter
 from saebench.loading import Loaded, Place, load_coders
@@ -263,8 +264,6 @@ class GroupRun:
         place: Place = loaded.places[unit.coder]
         coder = loaded.coders[unit.coder]
         layout = self.group.backbone.sites[place.site].kinds
-        from saebench.batch import rebased
-
         on_backbone = not loaded.parents.get(unit.coder)
         return Context(
             backbone=unit.backbone.name,
@@ -295,11 +294,11 @@ class GroupRun:
             task = self._started(unit, loaded)
             for segment in range(self.group.source.n_segments):
                 state = in_memory or self.folder.partial.load(unit.id, segment)
-                if state is None:
-                    raise SaebenchError(
-                        f"segment {segment} of {unit.label} cannot be read back",
-                        "run the same command again: only that segment is computed anew",
-                    )
+                if state is None:  # damaged since it was written
+                    states, broken = self._segment(segment, [unit], loaded)
+                    if broken:
+                        return False
+                    state = states[unit.id]
                 task.merge(state)
             rows, replicates = unit_rows(
                 unit, task, loaded.coders[unit.coder], self.environment, seconds

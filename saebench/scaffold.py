@@ -211,16 +211,17 @@ TASK = dedent('''\
         )
 
         def start(self, ctx):
-            from saebench.metrics import Mean  # here, so that listing needs no torch
+            from saebench.metrics import Total  # here, so that listing needs no torch
 
-            self.parts = {"norm": Mean(), "norm_recon": Mean()}
+            self.parts = {"norm": Total(), "norm_recon": Total()}
 
         def update(self, batch):
             # batch.x_btd, batch.codes, batch.recon_btd, batch.labels, …: see saebench/task.py
-            self.parts["norm"].add(batch.x_btd.double().norm(dim=-1))
-            self.parts["norm_recon"].add(batch.recon_btd.double().norm(dim=-1))
+            self.parts["norm"].add(batch.x_btd.double().norm(dim=-1).sum(), batch.n_rows)
+            norms_bt = batch.recon_btd.double().norm(dim=-1)
+            self.parts["norm_recon"].add(norms_bt.sum(), batch.n_rows)
 
         def results(self):
             for metric, part in self.parts.items():
-                yield Measurement(metric, part.value, n=part.n)
+                yield Measurement(metric, part.mean(), n=part.n)
     ''')

@@ -18,7 +18,8 @@ from saebench.backbones import Backbone, load_backbone
 from saebench.batch import Images, SaeBatch, rebased
 from saebench.coders import chain_of, check_fit, token_kinds
 from saebench.controls import Identity
-from saebench.data import batches, open_dataset
+from saebench.data import open_dataset
+from saebench.data.loader import batches
 from saebench.errors import SaebenchError
 from saebench.loading import check_widths, read_sae_of
 from saebench.registry import Registry
@@ -89,7 +90,7 @@ def check_backbone(registry: Registry, name: str) -> Iterator[Check]:
 
     def build() -> str:
         held["backbone"] = load_backbone(spec)
-        parameters = sum(p.numel() for p in held["backbone"].parameters())
+        parameters = sum(p.numel() for p in held["backbone"].model.module.parameters())
         said = f"{parameters:,} parameters"
         return (
             said if spec.weights.file or spec.weights.hub else f"{said}, RANDOM: no weights named"

@@ -40,12 +40,12 @@ class Rows(Task):
     metrics = (Metric("rows", unit="1", better="none"),)
 
     def start(self, ctx):
-        from saebench.metrics import Mean
+        from saebench.metrics import Total
 
-        self.parts = {"rows": Mean()}
+        self.parts = {"rows": Total()}
 
     def update(self, batch):
-        self.parts["rows"].add(batch.x_btd.double().sum(dim=-1))
+        self.parts["rows"].add(0.0, batch.n_rows)
 
     def results(self):
         yield Measurement("rows", float(self.parts["rows"].n), n=self.parts["rows"].n)
