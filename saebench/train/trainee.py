@@ -1,0 +1,194 @@
+"""One SAE in training: parameters, optimiser, sparsity controller and the memory of dead latents.
+
+A trainee draws on nothing outside itself but the rows it is given, so that an SAE trained beside
+others is bit for bit the one trained alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench.errors import NonFiniteError
+from saebench.train.architectures import Forward, Params, forward
+from saebench.train.recipe import PENALISED, Recipe
+from saebench.train.revive import auxk_loss, resample
+from saebench.train.sparsity import Controller
+
+RESAMPLE_UNTIL = 0.6  # share of the steps after which no dead latent is restarted
+
+
+class Trainee:
+    """Trains one SAE on scaled rows. `weights` (scaled space) replace the random start."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        d_model: int,
+        *,
+        device: torch.device,
+        weights: Mapping[str, Tensor] | None = None,
+        b_dec_d: Tensor | None = None,
+    ) -> None:
+        self.recipe = recipe
+        # On the CPU, whatever the device, so that a seed means the same start everywhere.
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        start = dict(weights) if weights else self._random_start(d_model, b_dec_d)
+        if "threshold_s" in start:
+            start["log_threshold_s"] = start.pop("threshold_s").log()
+        self.params: Params = {
+            name: value.to(device, torch.float32).clone().requires_grad_()
+            for name, value in start.items()
+        }
+        self.optimizer = torch.optim.Adam(
+            self.params.values(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
+        )
+        self.controller = Controller(recipe.target) if recipe.arch in PENALISED else None
+        self.silent_s = torch.zeros(recipe.d_sae, dtype=torch.int64, device=device)
+        self.step_count = 0
+        self.loss = self.l0 = float("nan")
+
+    def _random_start(self, d_model: int, b_dec_d: Tensor | None) -> Params:
+        s = self.recipe.d_sae
+        rows_sd = torch.randn(s, d_model, generator=self.generator)
+        W_dec_sd = torch.nn.functional.normalize(rows_sd, dim=-1)
+        params = {
+            "W_enc_ds": W_dec_sd.T.contiguous(),
+            "b_enc_s": torch.zeros(s),
+            "W_dec_sd": W_dec_sd,
+            "b_dec_d": torch.zeros(d_model) if b_dec_d is None else b_dec_d.cpu(),
+        }
+        if self.recipe.arch == "jumprelu":
+            # The deviation of a random unit direction's pre-activation is 1/√d.
+            params["log_threshold_s"] = torch.full((s,), 0.1 * d_model**-0.5).log()
+        if self.recipe.arch == "gated":
+            params |= {"r_mag_s": torch.zeros(s), "b_mag_s": torch.zeros(s)}
+        return params
+
+    @property
+    def progress(self) -> float:
+        return self.step_count / self.recipe.steps
+
+    @property
+    def dead_s(self) -> Tensor:
+        """[s] bool: has not fired on the last `dead_after` rows."""
+        return self.silent_s >= self.recipe.dead_after
+
+    def step(self, x_nd: Tensor) -> None:
+        """One optimisation step on scaled rows [n d]. Errors: NonFiniteError when it diverged."""
+        recipe, params = self.recipe, self.params
+        out = forward(recipe, params, x_nd)
+        active_ns = out.codes_ns.detach() > 0
+        self.l0 = active_ns.sum().item() / len(x_nd)
+        loss = out.loss
+        if self.controller is not None and out.penalty is not None:
+            loss = loss + self.controller.coefficient(self.l0, self.progress) * out.penalty
+        if (aux := auxk_loss(params, out, x_nd, self.dead_s)) is not None:
+            loss = loss + recipe.aux * aux
+        self.loss = out.loss.item()
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"training of {recipe.setting} diverged at step {self.step_count}",
+                f"try a smaller learning rate than {recipe.lr:.2g}: --lr {recipe.lr / 3:.1g}",
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._update()
+        self._remember(active_ns, out, x_nd)
+        self.step_count += 1
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        recipe, W_dec_sd = self.recipe, self.params["W_dec_sd"]
+        assert W_dec_sd.grad is not None
+        # Rows stay on the sphere: what would only change their length is taken out of the step.
+        W_dec_sd.grad -= (W_dec_sd.grad * W_dec_sd).sum(-1, keepdim=True) * W_dec_sd
+        torch.nn.utils.clip_grad_norm_(self.params.values(), recipe.clip)
+        rise = (self.step_count + 1) / max(1.0, recipe.warmup * recipe.steps)
+        fall = (recipe.steps - self.step_count) / max(1.0, recipe.decay * recipe.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * min(1.0, rise, fall)
+        self.optimizer.step()
+        W_dec_sd /= W_dec_sd.norm(dim=-1, keepdim=True)
+
+    @torch.no_grad()
+    def _remember(self, active_ns: Tensor, out: Forward, x_nd: Tensor) -> None:
+        recipe = self.recipe
+        self.silent_s += len(x_nd)
+        self.silent_s[active_ns.any(0)] = 0
+        if recipe.arch not in PENALISED or self.progress >= RESAMPLE_UNTIL:
+            return
+        every = max(1, recipe.dead_after // recipe.batch_rows)
+        if (self.step_count + 1) % every == 0:
+            moments = [
+                value
+                for state in self.optimizer.state.values()
+                for name, value in state.items()
+                if name != "step"
+            ]
+            n = resample(self.params, moments, out, x_nd, self.dead_s, self.generator)
+            if n:
+                self.silent_s[self.dead_s] = 0
+
+    def weights(self) -> Params:
+        """The weights in scaled space, detached, with `threshold_s` where the architecture has it.
+
+        JumpReLU: its own. BatchTopK family: none here; it is estimated afterwards.
+        """
+        found = {name: value.detach().clone() for name, value in self.params.items()}
+        found["W_dec_sd"] /= found["W_dec_sd"].norm(dim=-1, keepdim=True)
+        if "log_threshold_s" in found:
+            found["threshold_s"] = found.pop("log_threshold_s").exp()
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on: tensors and plain values only."""
+        return {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "controller": self.controller.state() if self.controller else {},
+            "generator": self.generator.get_state(),
+            "silent_s": self.silent_s,
+            "step_count": self.step_count,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, value in self.params.items():
+                value.copy_(state["params"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.controller is not None:
+            self.controller.restore(state["controller"])
+        self.generator.set_state(state["generator"])
+        self.silent_s.copy_(state["silent_s"])
+        self.step_count = state["step_count"]
+
+
+@torch.no_grad()
+def batch_threshold(
+    params: Params, tiles: Iterable[Tensor], k: float, *, iterations: int = 40
+) -> float:
+    """θ at which Σ_s [pre > θ] is k on average over scaled rows, by bisection in float64.
+
+    Positive, so that θ = 0 (a plain ReLU) is the loosest it gets.
+    """
+    tiles = list(tiles)
+
+    def mean_l0(theta: float) -> float:
+        count = sum(int((_pre(params, x_nd) > theta).sum()) for x_nd in tiles)
+        return count / sum(len(x_nd) for x_nd in tiles)
+
+    low, high = 0.0, max(float(_pre(params, x_nd).max()) for x_nd in tiles)
+    if high <= 0 or mean_l0(0.0) <= k:
+        return 0.0
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_l0(middle) > k else (low, middle)
+    return high
+
+
+def _pre(params: Params, x_nd: Tensor) -> Tensor:
+    return torch.addmm(params["b_enc_s"], x_nd - params["b_dec_d"], params["W_enc_ds"])
