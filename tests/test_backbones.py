@@ -238,6 +238,7 @@ def test_a_channels_last_model_resumes_in_its_own_memory_format(name: str, folde
     x = images().contiguous(memory_format=torch.channels_last)
     model = timm_models.stepped(upstream)
     assert model is not None
+    assert model is not None
     backbone = Backbone(contiguous.spec, model)
     full = backbone.forward(x)
     with torch.inference_mode():
@@ -248,6 +249,11 @@ def test_a_channels_last_model_resumes_in_its_own_memory_format(name: str, folde
         output = backbone.resume(site, acts_btd, capture.state)
         assert torch.equal(output.embedding_bd, full.embedding_bd), site
         assert torch.equal(capture.acts_btd, acts_btd), site
+
+    seen: list[Tensor] = []
+    upstream.layer2[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    backbone.resume("layer1", torch.randn(3, 64, backbone.spec.sites["layer1"].width), {})
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

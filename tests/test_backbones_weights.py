@@ -95,7 +95,7 @@ def _old_pickle(path: Path) -> None:
     torch.save({"weight": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
 
 
-DAMAGE: list[tuple[Callable[[Path], None], str]] = [
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_truncate, "cannot be read as safetensors.*truncated"),
     (_truncate_header, "cannot be read as safetensors.*truncated"),
     (_pointer, "is a Git LFS pointer.*git lfs pull"),
