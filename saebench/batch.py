@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from saebench.codes import Codes
 from saebench.errors import NonFiniteError, SaebenchError, UsageError
 from saebench.metrics.bootstrap import poisson_weights
 
 if TYPE_CHECKING:
     from saebench.backbones import Backbone, Capture, Output
-    from saebench.codes import Codes
-    from saebench.saes import Coder
+    from saebench.saes import Coder, Sae
 
 
 class CoderError(SaebenchError):
@@ -84,13 +84,32 @@ def rebased(layout: Mapping[str, slice], kinds: Sequence[str]) -> dict[str, slic
 
 @dataclass(frozen=True)
 class View:
-    """x_btd: raw float32 activations of b images, the t tokens that an SAE covers."""
+    """x_btd: raw float32 activations of b images, the t tokens that an SAE covers.
+
+    For an SAE on an SAE, x are the codes of the one below it, and `below` is what that one sees.
+    """
 
     images: Images
     site: str
     kinds: Mapping[str, slice]
     x_btd: torch.Tensor
+    below: tuple[View, Sae] | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def above(self, sae: Sae, site: str, tile_bytes: int) -> View:
+        """What an SAE on `sae` sees: its codes of these tokens, dense."""
+        x_btd = sae.encode(self.x_nd, tile_bytes=tile_bytes).dense()
+        return View(
+            self.images, site, self.kinds, x_btd.unflatten(0, self.x_btd.shape[:2]), (self, sae)
+        )
+
+    def to_backbone(self, x_btd: torch.Tensor) -> tuple[View, torch.Tensor]:
+        """The view at the backbone's own site, and there what stands for these activations."""
+        if self.below is None:
+            return self, x_btd
+        view, sae = self.below
+        decoded_nd = sae.decode(Codes.from_dense(x_btd.flatten(0, 1)))
+        return view.to_backbone(decoded_nd.view_as(view.x_btd))
 
     @cached_property
     def x_nd(self) -> torch.Tensor:
@@ -114,7 +133,6 @@ class SaeBatch:
     view: View
     coder: Coder
     tile_bytes: int
-    decoder_norms_s: torch.Tensor | None = None
 
     @property
     def ids(self) -> Sequence[str]:
@@ -131,6 +149,10 @@ class SaeBatch:
     @property
     def d_sae(self) -> int:
         return self.coder.d_sae
+
+    @property
+    def decoder_norms_s(self) -> torch.Tensor:
+        return self.coder.decoder_norms_s
 
     @property
     def n_images(self) -> int:
@@ -190,7 +212,10 @@ class SaeBatch:
 
     @property
     def clean_output(self) -> Output:
-        return self.view.images.clean_output(self.view.site)
+        view = self.view
+        while view.below is not None:
+            view = view.below[0]
+        return view.images.clean_output(view.site)
 
     @cached_property
     def _spliced(self) -> dict[str, Output]:
@@ -212,14 +237,15 @@ class SaeBatch:
                 f"replaced = '{replaced}': this SAE covers {', '.join(self.kinds)}",
                 "use sae_tokens, or one of those",
             )
-        images, site = self.view.images, self.view.site
-        capture = images.captures[site]
+        root, recon_btd = self.view.to_backbone(self.recon_btd)
+        images = root.images
+        capture = images.captures[root.site]
         acts_btd = capture.acts_btd.clone()
-        layout = images.backbone.spec.sites[site].kinds
+        layout = images.backbone.spec.sites[root.site].kinds
         for kind, part in self.kinds.items():
             if replaced in ("sae_tokens", kind):
-                acts_btd[:, layout[kind]] = self.recon_btd[:, part].to(acts_btd.dtype)
-        return images.backbone.resume(site, acts_btd, capture.state)
+                acts_btd[:, layout[kind]] = recon_btd[:, part].to(acts_btd.dtype)
+        return images.backbone.resume(root.site, acts_btd, capture.state)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

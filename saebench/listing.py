@@ -168,7 +168,7 @@ def _lines(spec: Any, indent: str = "  ") -> Iterator[str]:
     """`key = value` for every field that says something, nested ones indented."""
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if field.name in ("name", "path") or value in (None, "", (), {}):
+        if field.name in ("name", "path") or value in (None, "", (), {}, False):
             continue
         yield from _line(field.name, value, indent)
 
@@ -181,7 +181,9 @@ def _line(key: str, value: Any, indent: str) -> Iterator[str]:
         yield f"{indent}{key}"
         for name, item in value.items():
             fields = ((f.name, getattr(item, f.name)) for f in dataclasses.fields(item))
-            said = ", ".join(f"{k}={v}" for k, v in fields if v not in (None, 0, ""))
+            said = ", ".join(
+                f"{k}={v}" for k, v in fields if v not in (None, 0, "") and k != "side"
+            )
             yield f"{indent}  {name}: {said}"
     else:
         yield f"{indent}{key} = {value}"

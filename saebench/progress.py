@@ -40,6 +40,7 @@ class ProgressWatch(Watch):
             disable=not console.is_terminal,
         )
         self.current: TaskID | None = None
+        self.fitting: TaskID | None = None
         self.n_failed = 0
 
     def group(self, group: Group, n_images: int) -> None:
@@ -52,6 +53,12 @@ class ProgressWatch(Watch):
     def images(self, n: int) -> None:
         if self.current is not None:
             self.bar.advance(self.current, n)
+
+    def train_images(self, n: int) -> None:
+        # Train statistics that the store lacks: how many images they take is not known before.
+        if self.fitting is None:
+            self.fitting = self.bar.add_task("fitting train statistics", total=None)
+        self.bar.advance(self.fitting, n)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -116,7 +116,8 @@ class Shelf(Generic[Spec]):
 def not_found(kind: str, name: str, known: Iterable[str], looked_in: Iterable[str]) -> NotFound:
     """The error for an unknown name: the nearest three, and where it was looked for."""
     known = sorted(known)
-    singular = {"saes": "SAE"}.get(kind, kind.removesuffix("s"))
+    singular = {"saes": "SAE", "entries": "entry"}.get(kind, kind.removesuffix("s"))
+    ls = "saebench ls" if kind == "entries" else f"saebench ls {kind}"
     lowered = {k.lower(): k for k in reversed(known)}
     near = [lowered[n] for n in get_close_matches(name.lower(), lowered, n=3, cutoff=0.4)]
     where = "\n".join(f"    {place}" for place in looked_in)
@@ -124,9 +125,7 @@ def not_found(kind: str, name: str, known: Iterable[str], looked_in: Iterable[st
     hint = f"did you mean {', '.join(shown)}?" if near else f"known: {', '.join(shown)}, …"
     if not known:
         hint = "there are none yet"
-    return NotFound(
-        f"no {singular} is called '{name}'; looked in\n{where}", f"{hint}  (saebench ls {kind})"
-    )
+    return NotFound(f"no {singular} is called '{name}'; looked in\n{where}", f"{hint}  ({ls})")
 
 
 class Registry:

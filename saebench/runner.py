@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone, load_backbone
-from saebench.batch import CoderError, Images, SaeBatch, View, is_out_of_memory, rebased
+from saebench.batch import CoderError, Images, SaeBatch, is_out_of_memory, rebased
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import NonFiniteError, SaebenchError
@@ -42,6 +42,7 @@ class Watch:
 
     def group(self, group: Group, n_images: int) -> None: ...
     def images(self, n: int) -> None: ...
+    def train_images(self, n: int) -> None: ...
     def say(self, text: str) -> None: ...
     def failed(self, unit: Unit, error: BaseException) -> None: ...
 
@@ -116,6 +117,7 @@ class GroupRun:
             self.config.dtype,
             self.config.batch_size,
             self.config.workers,
+            self.watch.train_images,
         )
         loaded = load_coders(
             wave.coders,
@@ -250,9 +252,7 @@ class GroupRun:
         place = loaded.places[unit.coder]
         view = images.view(place.site, place.kinds)
         for sae in loaded.parents.get(unit.coder, ()):
-            codes = sae.encode(view.x_nd, tile_bytes=self.tiles.tile_bytes)
-            x_btd = codes.dense().view(*view.x_btd.shape[:2], sae.d_sae)
-            view = View(images, unit.coder.site, view.kinds, x_btd)
+            view = view.above(sae, unit.coder.site, self.tiles.tile_bytes)
         return SaeBatch(view, loaded.coders[unit.coder], self.tiles.tile_bytes)
 
     def _started(self, unit: Unit, loaded: Loaded) -> Task:

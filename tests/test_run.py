@@ -532,5 +532,28 @@ def test_splicing_the_identity_leaves_the_output_as_it_is(root: Path) -> None:
         seen.spliced_output("registers")
 
 
+def test_an_sae_on_an_sae_is_spliced_through_its_chain(root: Path) -> None:
+    from saebench.backbones import load_backbone
+    from saebench.controls import Identity
+    from saebench.registry import Registry
+
+    backbone = load_backbone(Registry.load([root]).backbone("small"))
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    captures = backbone.acts(images, ["blocks.1"])
+    shared = batch.Images(backbone, "d", list("abcd"), np.zeros(4, np.int64), {}, 0, captures)
+    view = shared.view("blocks.1", ("cls", "patches"))
+    sae = random_sae(0)
+    direct = batch.SaeBatch(view, sae, 2**20)
+    # the identity on the SAE's codes leaves what the SAE alone would splice
+    above = batch.SaeBatch(view.above(sae, "sae:small/a/codes", 2**20), Identity(48), 2**20)
+    torch.testing.assert_close(
+        above.spliced_output().embedding_bd,
+        direct.spliced_output().embedding_bd,
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    assert torch.equal(above.clean_output.embedding_bd, direct.clean_output.embedding_bd)
+
+
 def test_config_keywords() -> None:
     assert api.config_of(backbone="a", out=Path("o")) == RunConfig(backbone=("a",), out="o")
