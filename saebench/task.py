@@ -38,7 +38,10 @@ REPLICATES = 500  # bootstrap replicates; a protocol constant, so that stored re
 
 @dataclass(frozen=True)
 class Metric:
-    """One number a task can report: a name means one formula (docs/metrics.md)."""
+    """One number a task can report: a name means one formula (docs/metrics.md).
+
+    A row with a `convention` is another project's formula of that name, and `bounds` do not hold.
+    """
 
     name: str
     unit: str
@@ -110,6 +113,11 @@ class Context:
         """t, the tokens of one image that the SAE covers."""
         return max(part.stop for part in self.kinds.values())
 
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Group of rows -> which of `kinds` are in it: `all` of them, then each by itself."""
+        return {"all": list(range(len(self.kinds)))} | {k: [i] for i, k in enumerate(self.kinds)}
+
 
 class Batch(Protocol):
     """Some images and one SAE. Everything is lazy, computed once, and shared by all tasks.
@@ -122,6 +130,8 @@ class Batch(Protocol):
     kinds: Mapping[str, slice]
     d_sae: int
 
+    @property
+    def decoder_norms_s(self) -> torch.Tensor: ...  # [s] float64, raw length of a latent's unit
     @property
     def n_images(self) -> int: ...
     @property
