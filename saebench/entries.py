@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         given = entry_id(manifest["kind"], manifest["fields"])

@@ -104,9 +104,10 @@ class Store:
             if hashlib.sha256(data).hexdigest() != manifest["files"][_DATA]["sha256"]:
                 raise ValueError(f"{_DATA} was altered")
         except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"{folder} is damaged and is built anew: {error}", stacklevel=3)
-            with suppress(OSError):  # once it is no entry any more, nobody is warned again
-                (folder / MANIFEST).unlink()
+            warnings.warn(f"{folder} is built anew: {error}", stacklevel=3)
+            if not isinstance(error, OSError):
+                with suppress(OSError):  # once it is no entry any more, nobody is warned again
+                    (folder / MANIFEST).unlink()
             return None
         return Artifact(id, from_bytes(data), manifest)
 
@@ -162,7 +163,7 @@ class Store:
         try:
             return open_shards(folder, verify=verify)
         except (OSError, ValueError) as error:
-            warnings.warn(f"{folder} is damaged and is built anew: {error}", stacklevel=2)
+            warnings.warn(f"{folder} is built anew: {error}", stacklevel=2)
             return None
 
     # The whole

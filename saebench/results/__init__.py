@@ -2,7 +2,7 @@
 
 from saebench.results.folder import ResultsFolder
 from saebench.results.schema import COLUMNS, KEY, SCHEMA_VERSION, arrow_schema, columns_table
-from saebench.results.table import DamagedFile
+from saebench.results.seal import DamagedFile
 
 __all__ = [
     "COLUMNS",

@@ -30,17 +30,9 @@ import pyarrow as pa
 from saebench.atomic import remove_leftovers, unwritable, write_bytes, write_files
 from saebench.errors import ResultsError, SaebenchError, WriteError
 from saebench.results.schema import SCHEMA_VERSION, arrow_schema
+from saebench.results.seal import DamagedFile, is_whole, parquet_bytes, read_parquet
 from saebench.results.side import latents_table, replicates_table
-from saebench.results.table import (
-    DamagedFile,
-    check_version,
-    frame_of,
-    is_whole,
-    parquet_bytes,
-    read_parquet,
-    read_rows,
-    table_of,
-)
+from saebench.results.table import check_version, frame_of, read_rows, table_of
 from saebench.segments import SegmentStore
 
 if TYPE_CHECKING:
@@ -106,7 +98,7 @@ class ResultsFolder:
     # Units
 
     def has(self, unit_id: str) -> bool:
-        """Whether a unit's rows are there. Damage inside the file is seen when it is read."""
+        """Whether a unit's rows are there, and undamaged."""
         return is_whole(self._rows / f"{unit_id}.parquet")
 
     def write_unit(

@@ -1,19 +1,16 @@
-"""Rows to and from Parquet, strictly by the schema.
-
-Every page carries a checksum, and every file says the version of its schema, so that a file is
-either read as it was written or named as damaged.
-"""
+"""Rows to and from tables, strictly by the schema. Every file of rows says its schema's version."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from saebench.errors import ResultsError
 from saebench.results.schema import (
@@ -23,8 +20,10 @@ from saebench.results.schema import (
     MIGRATIONS,
     SCHEMA_VERSION,
     VARIANT_COLUMNS,
+    Type,
     arrow_schema,
 )
+from saebench.results.seal import DamagedFile, read_parquet
 from saebench.task import variant_string
 
 if TYPE_CHECKING:
@@ -32,9 +31,12 @@ if TYPE_CHECKING:
 
 _VERSION = b"saebench_schema"
 
-
-class DamagedFile(ResultsError):
-    """A file of a results folder that was not written so: truncated, altered, or another's."""
+_PYTHON: dict[Type, tuple[type, ...]] = {
+    "string": (str,),
+    "int64": (int, np.integer),
+    "float64": (float, int, np.floating, np.integer),
+    "timestamp": (datetime,),
+}
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -54,7 +56,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
                 "what distinguishes them belongs into the measurement's group or variant",
             )
         seen.add(key)
-    return pa.table([_column(name, rows) for name in BY_NAME], schema=arrow_schema())
+    arrays = [pa.array([r.get(f.name) for r in rows], type=f.type) for f in arrow_schema()]
+    return pa.table(arrays, schema=arrow_schema())
 
 
 def _where(row: Mapping[str, Any]) -> str:
@@ -72,9 +75,14 @@ def _check_row(row: Mapping[str, Any]) -> None:
             )
     for column in COLUMNS:
         value = row.get(column.name)
-        if value is None and not column.nullable:
-            raise ResultsError(f"{_where(row)}: the column '{column.name}' is missing")
-        if isinstance(value, float) and not math.isfinite(value):
+        if value is None:
+            if not column.nullable:
+                raise ResultsError(f"{_where(row)}: the column '{column.name}' is missing")
+        elif not _is(value, column.type):
+            raise ResultsError(
+                f"{_where(row)}: the column '{column.name}' holds {column.type}, not {value!r}"
+            )
+        elif column.type == "float64" and not math.isfinite(value):
             raise ResultsError(
                 f"{_where(row)}: {column.name} is {value}",
                 "an undefined value is None, with a note that says why",
@@ -94,45 +102,11 @@ def _variant_hint() -> str:
     return f"a variant may name {', '.join(sorted(VARIANT_COLUMNS))}"
 
 
-def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.Array:
-    try:
-        return pa.array([row.get(name) for row in rows], type=arrow_schema().field(name).type)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        values = ", ".join(sorted({repr(row.get(name)) for row in rows})[:3])
-        raise ResultsError(
-            f"the column '{name}' holds {BY_NAME[name].type}, not {values} ({error})"
-        ) from error
-
-
-def parquet_bytes(table: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
-    """A table as the bytes of a Parquet file, with checksums."""
-    if metadata:
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
-
-
-def read_parquet(path: Path) -> pa.Table:
-    """A Parquet file, its checksums verified. Errors: DamagedFile, FileNotFoundError."""
-    data = path.read_bytes()
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        table = file.read(use_threads=False)  # many small files: threads cost more than they give
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedFile(f"{path} is damaged: {reason}") from error
-    return table
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a Parquet file has both its ends: a quick look that sees truncation, not flips."""
-    try:
-        pq.read_metadata(path)
-    except (pa.ArrowException, OSError, ValueError):
-        return False
-    return True
+def _is(value: Any, type: Type) -> bool:
+    """Whether a value may stand in a column: pyarrow itself would cut 1.5 down to the integer 1."""
+    if type == "bool" or isinstance(value, (bool, np.bool_)):
+        return type == "bool" and isinstance(value, (bool, np.bool_))
+    return isinstance(value, _PYTHON[type])
 
 
 def read_rows(path: Path) -> pa.Table:
