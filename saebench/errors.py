@@ -55,4 +55,4 @@ class ResultsError(SaebenchError):
 
 
 class WriteError(SaebenchError):
-    """A file that cannot be written: the disk is full, permission is missing, a folder is a file."""
+    """A file that cannot be written: no space, no permission, or a folder is a file."""

@@ -28,7 +28,7 @@ from saebench.fit import (
     overall_mean,
     principal_components,
 )
-from saebench.formats import read_sae
+from saebench.formats import read_entry
 from saebench.plan import coder_identity, root_site
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
@@ -71,7 +71,7 @@ def load_coders(
             chain = chain_of(registry, ref.sae)
             for link in reversed(chain):
                 if link.name not in saes:
-                    saes[link.name] = read_sae_of(link).to(backbone.device)
+                    saes[link.name] = read_entry(link).to(backbone.device)
             check_widths(chain, saes, layout.width, site)
         except Exception as error:
             loaded.errors[ref] = error
@@ -81,13 +81,6 @@ def load_coders(
             loaded.coders[ref] = saes[ref.sae.name]
     _build_controls(loaded, refs, saes, backbone, registry, fitter, seed)
     return loaded
-
-
-def read_sae_of(spec: SaeSpec) -> Sae:
-    """The SAE of an entry, its bytes checked. Errors: WeightsError, SpecError, Mismatch."""
-    from saebench.weights import verified_path
-
-    return read_sae(verified_path(spec.weights, spec.path), spec)
 
 
 def check_widths(chain: Sequence[SaeSpec], saes: Mapping[str, Sae], width: int, site: str) -> None:

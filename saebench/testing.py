@@ -21,7 +21,8 @@ from saebench.controls import Identity
 from saebench.data import open_dataset
 from saebench.data.loader import batches
 from saebench.errors import SaebenchError
-from saebench.loading import check_widths, read_sae_of
+from saebench.formats import read_entry
+from saebench.loading import check_widths
 from saebench.registry import Registry
 from saebench.rows import check_value, interval
 from saebench.saes import Sae
@@ -159,7 +160,7 @@ def check_sae(registry: Registry, name: str) -> Iterator[Check]:
         return f"{spec.site} ({spec.tokens}) of {backbone_spec.name}, width {site.width}"
 
     def reads() -> str:
-        held["saes"] = {link.name: read_sae_of(link) for link in chain}
+        held["saes"] = {link.name: read_entry(link) for link in chain}
         sae: Sae = held["saes"][name]
         digest = "as declared" if spec.weights.sha256 else "NOT DECLARED: write it in the entry"
         return f"{sae.architecture}, {sae.d_model} → {sae.d_sae}, finite; sha256 {digest}"

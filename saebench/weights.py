@@ -1,4 +1,8 @@
-"""Finds the weights file of an entry and identifies its bytes. Nothing is parsed here."""
+"""Finds the weights file of an entry, identifies its bytes, and turns away what is no weights file.
+
+Nothing is parsed here: sha256 is checked before anything is. What is most often found in place of
+weights (a Git LFS pointer, a web page, nothing) is told apart, since each has another remedy.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,18 @@ from saebench.specs import WeightsSpec
 
 
 def weights_path(weights: WeightsSpec, entry: str) -> Path | None:
-    """The local file of an entry, or None where the entry names none.
+    """The weights file on this machine, downloaded where the entry names a hub; None for none.
 
-    `file` is relative to the entry's own folder. Errors: WeightsError when it is not there.
+    `file` is relative to the entry's own folder. Errors: WeightsError (absent, not to be
+    downloaded), SpecError (the entry does not say enough, or too much).
     """
+    if weights.tag is not None:
+        raise SpecError(
+            f"{entry}: weights.tag is not supported yet",
+            "name the file instead: weights.file, or weights.hub, revision and filename",
+        )
+    if weights.hub is not None:
+        return _from_hub(weights, entry)
     if weights.file is None:
         return None
     path = Path(entry).parent / weights.file
@@ -28,22 +40,81 @@ def weights_path(weights: WeightsSpec, entry: str) -> Path | None:
     return path
 
 
+def _from_hub(weights: WeightsSpec, entry: str) -> Path:
+    if weights.file is not None:
+        raise SpecError(f"{entry}: weights.file and weights.hub are both there", "keep one of them")
+    if weights.hub is None or weights.revision is None or weights.filename is None:
+        raise SpecError(
+            f"{entry}: weights.hub needs a revision and a filename",
+            "revision is a commit hash, so that the weights stay the same for ever",
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        found = hf_hub_download(weights.hub, weights.filename, revision=weights.revision)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{entry}: {weights.filename} of {weights.hub} at {weights.revision} "
+            f"cannot be downloaded: {error}",
+            "check the names and the connection; a gated model needs `hf auth login`",
+        ) from error
+    return Path(found)
+
+
 def weights_sha256(weights: WeightsSpec, entry: str) -> str | None:
     """What identifies an entry's weights: the declared sha256, else that of its local file.
 
-    None where the entry has no weights of its own (an architecture alone).
+    None where the entry has no weights of its own (a user's loader that brings them).
     """
     if weights.sha256 is not None:
         return weights.sha256
-    path = weights_path(weights, entry)
-    if path is not None:
-        return file_sha256(path)
     if weights.hub is not None:
         raise SpecError(
             f"{entry}: weights on a hub need a sha256 to be identified",
             "download the file, and write its sha256 under [weights]",
         )
-    return None
+    path = weights_path(weights, entry)
+    return None if path is None else file_sha256(path)
+
+
+def verified_path(weights: WeightsSpec, entry: str) -> Path | None:
+    """The weights file, its bytes those that the entry declares. None where it names none.
+
+    Errors: those of `weights_path`; WeightsError (altered, or no weights file at all).
+    """
+    path = weights_path(weights, entry)
+    if path is None:
+        return None
+    first_bytes(path)
+    if weights.sha256 is not None and (found := file_sha256(path)) != weights.sha256:
+        raise WeightsError(
+            f"{path} is not the file that {entry} describes: its sha256 is {found}, "
+            f"declared is {weights.sha256} ({path.stat().st_size:,} bytes)",
+            "it was altered or only partly downloaded: get it again; "
+            "if the change is meant, write the new sha256 under [weights]",
+        )
+    return path
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first 512 bytes of what may be weights. Errors: WeightsError for what is none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise WeightsError(f"{path} is empty", "get it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in that repository"
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(
+            f"{path} is a web page, not weights",
+            "the download gave a login or error page: take the link to the raw file",
+        )
+    return head
 
 
 def file_sha256(path: Path) -> str:
@@ -56,21 +127,3 @@ def file_sha256(path: Path) -> str:
 def _hash(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verified_path(weights: WeightsSpec, entry: str) -> Path:
-    """The local file of an entry, its bytes checked against `sha256` where one is declared.
-
-    Errors: WeightsError (absent, altered), SpecError (the entry names no file).
-    """
-    path = weights_path(weights, entry)
-    if path is None:
-        raise SpecError(f"{entry}: there is no weights.file", 'write  [weights]  file = "…"')
-    if weights.sha256 is not None and (found := file_sha256(path)) != weights.sha256:
-        raise WeightsError(
-            f"{path} is not the file that {entry} describes: "
-            f"sha256 {found[:16]}…, declared {weights.sha256[:16]}…",
-            "it was altered or only partly downloaded: restore it, "
-            "or correct sha256 in the entry if the change is meant",
-        )
-    return path

@@ -1,8 +1,7 @@
-"""Reads a backbone's weights: find the file, check its bytes, parse, compare with the model, load.
+"""Reads a backbone's weights: check the file, parse it, compare it with the model, load.
 
-Weights are data: safetensors only, nothing in a file is executed. sha256 is checked before anything
-is parsed, and what is most often found in place of weights (a Git LFS pointer, a web page, half a
-download) is told apart, since each has another remedy. Floats become float32, whatever they were.
+Weights are data: safetensors only, nothing in a file is executed. Floats become float32, whatever
+they were.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from saebench.errors import SpecError, WeightsError
-from saebench.specs import BackboneSpec, WeightsSpec
-from saebench.weights import file_sha256, weights_path
+from saebench.errors import WeightsError
+from saebench.specs import BackboneSpec
+from saebench.weights import file_sha256, first_bytes, verified_path
 
 
 def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
@@ -25,71 +24,20 @@ def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
     None, and nothing is loaded, where the entry names no weights.
     Errors: WeightsError (absent, altered, not safetensors, of another model, NaN), SpecError.
     """
-    path = locate(spec.weights, spec.path or spec.name)
+    path = verified_path(spec.weights, spec.path or spec.name)
     if path is None:
         return None
-    check_kind(path)
-    sha256 = file_sha256(path)
-    if spec.weights.sha256 not in (None, sha256):
-        raise WeightsError(
-            f"{path} is not the file that {spec.path or spec.name} describes: its sha256 is "
-            f"{sha256}, declared is {spec.weights.sha256} ({path.stat().st_size} bytes)",
-            "it was altered or only partly downloaded: get it again; "
-            "if the change is meant, write the new sha256 under [weights]",
-        )
+    refuse_pickles(path)
     tensors = read_tensors(path)
     check_finite(tensors, path)
     fit_to(module, tensors, path)
     module.load_state_dict(tensors, strict=True)
-    return sha256
+    return file_sha256(path)
 
 
-def locate(weights: WeightsSpec, entry: str) -> Path | None:
-    """The weights file on this machine, downloaded from the hub where the entry says so."""
-    if weights.tag is not None:
-        raise SpecError(
-            f"{entry}: weights.tag is not supported yet",
-            "name the file instead: weights.file, or weights.hub, revision and filename",
-        )
-    if weights.hub is None:
-        return weights_path(weights, entry)
-    if weights.file is not None:
-        raise SpecError(f"{entry}: weights.file and weights.hub are both there", "keep one of them")
-    if weights.revision is None or weights.filename is None:
-        raise SpecError(
-            f"{entry}: weights.hub needs a revision and a filename",
-            "revision is a commit hash, so that the weights stay the same for ever",
-        )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        found = hf_hub_download(weights.hub, weights.filename, revision=weights.revision)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{entry}: {weights.filename} of {weights.hub} at {weights.revision} "
-            f"cannot be downloaded: {error}",
-            "check the names and the connection; a gated model needs `hf auth login`",
-        ) from error
-    return Path(found)
-
-
-def check_kind(path: Path) -> None:
-    """Errors: WeightsError where a file's first bytes are those of something else."""
-    with path.open("rb") as file:
-        head = file.read(256)
-    start = head.lstrip().lower()
-    if not head:
-        raise WeightsError(f"{path} is empty", "get it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the weights", "run `git lfs pull` in that repository"
-        )
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{path} is a web page, not weights",
-            "the download gave a login or error page: take the link to the raw file",
-        )
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+def refuse_pickles(path: Path) -> None:
+    """Errors: WeightsError for a PyTorch pickle."""
+    if first_bytes(path).startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
         raise WeightsError(
             f"{path} is a PyTorch pickle, and reading one can run code",
             "convert it to safetensors in a place you trust: safetensors.torch.save_file("

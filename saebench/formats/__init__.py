@@ -16,9 +16,9 @@ from saebench.formats.content import Content, sniff
 from saebench.formats.native import write_sae
 from saebench.saes import Sae
 from saebench.specs import SaeSpec
-from saebench.weights import file_sha256
+from saebench.weights import verified_path
 
-__all__ = ["FORMATS", "read_sae", "write_sae"]
+__all__ = ["FORMATS", "read_entry", "read_sae", "write_sae"]
 
 FORMATS: tuple[ModuleType, ...] = (native,)
 
@@ -26,18 +26,9 @@ FORMATS: tuple[ModuleType, ...] = (native,)
 def read_sae(path: Path, spec: SaeSpec | None = None) -> Sae:
     """Read an SAE of any known format, float32 on the CPU.
 
-    With a `spec`, its sha256 is checked before anything is parsed, its `format` and `semantics`
-    are held to. Errors: WeightsError (missing, altered, truncated, not weights, NaN), SpecError.
+    With a `spec`, its `format` and `semantics` are held to. `read_entry` finds an entry's file and
+    checks its sha256 first. Errors: WeightsError (truncated, not weights, NaN), SpecError.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path} is not there", "check  weights.file  in the entry")
-    if spec and spec.weights.sha256 and (found := file_sha256(path)) != spec.weights.sha256:
-        raise WeightsError(
-            f"{path} has sha256 {found[:16]}…, and {spec.path or spec.name} declares "
-            f"{spec.weights.sha256[:16]}…",
-            "it was altered or only partly downloaded: restore it, "
-            "or correct sha256 in the entry if the change is meant",
-        )
     content = sniff(path)
     semantics: Mapping[str, object] = spec.semantics if spec else {}
     try:
@@ -46,6 +37,17 @@ def read_sae(path: Path, spec: SaeSpec | None = None) -> Sae:
         if str(path) in error.what:
             raise
         raise type(error)(f"{path}: {error.what}", error.hint) from None
+
+
+def read_entry(spec: SaeSpec) -> Sae:
+    """The SAE of an entry, its bytes those that the entry declares before anything is parsed.
+
+    Errors: as `read_sae`; WeightsError (missing, altered).
+    """
+    path = verified_path(spec.weights, spec.path or spec.name)
+    if path is None:
+        raise SpecError(f"{spec.path or spec.name}: there are no weights", '[weights]  file = "…"')
+    return read_sae(path, spec)
 
 
 def _format_of(content: Content, spec: SaeSpec | None) -> ModuleType:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from saebench.errors import WeightsError
+from saebench.weights import first_bytes
 
 Container = Literal["safetensors", "torch"]
 _LARGEST_HEADER = 100 * 2**20  # of a safetensors file, by its specification
@@ -66,23 +67,7 @@ class Content:
 
 def sniff(path: Path) -> Content:
     """The container of a file. Errors: WeightsError for everything that holds no weights."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
-    text = head.lstrip().lower()
-    if not head:
-        raise WeightsError(f"{path} is empty", "download it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the weights", "fetch them:  git lfs pull"
-        )
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{path} is a web page saved as weights",
-            "the link has expired or asks for a login: open it in a browser, download again",
-        )
+    head = first_bytes(path)
     if head.startswith(b"PK\x03\x04"):
         return Content(path, "torch")
     if len(head) >= 9 and head[8:9] == b"{":

@@ -1,0 +1,233 @@
+"""The command line as a user meets it, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from saebench.cli import parse
+from saebench.specs import RunConfig
+from tests.small import setting
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+def saebench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "saebench", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONPATH": os.getcwd()},
+        cwd=cwd,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return setting(tmp_path_factory.mktemp("content"))
+
+
+def quick(root: Path, out: Path, *more: str) -> list[str]:
+    small = ["run", "--registry", str(root), "--backbone", "small", "--out", str(out)]
+    return [*small, "--task", "reconstruction", "sparsity", "--train-limit", "64", *more]
+
+
+def test_a_command_line_is_a_run_config() -> None:
+    parsed = parse(["run", "--backbone", "a", "b*", "--sae", "x", "--limit", "3", "--dry-run"])
+    assert parsed == RunConfig(backbone=("a", "b*"), sae=("x",), limit=3, dry_run=True)
+    assert parse(["run"]) == RunConfig()
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["run", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for option in RunConfig.__dataclass_fields__:
+        assert f"--{option.replace('_', '-')}" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "--backbon", "x"], ["nonsense"], ["run", "--limit", "many"], ["ls", "things"]],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments)
+    assert ended.value.code == 2
+
+
+def test_run_prints_a_table_and_the_line_that_reads_it(root: Path, tmp_path: Path) -> None:
+    done = saebench(*quick(root, tmp_path / "r", "--limit", "64"))
+    assert done.returncode == 0, done.stderr
+    for said in ("fvu ↓", "cosine ↑", "l0", "identity", "pca-8", "controls", "±"):
+        assert said in done.stdout
+    line = done.stdout.strip().splitlines()[-1].strip()
+    rows = eval(line, {"pd": pd})
+    assert {"small/a", "identity", "small/meta"} <= set(rows["sae"])
+
+
+def test_the_table_fits_in_80_columns(root: Path, tmp_path: Path) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from saebench.report import print_tables
+
+    done = saebench(*quick(root, tmp_path / "r", "--limit", "64"))
+    assert done.returncode == 0, done.stderr
+    text = StringIO()
+    rows = pd.read_parquet(tmp_path / "r")
+    columns = ["sparsity/l0", "reconstruction/fvu", "reconstruction/cosine"]
+    print_tables(rows, columns, Console(file=text, width=80))
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    assert "…" not in text.getvalue()
+
+
+def test_unknown_names_exit_with_2_and_say_the_nearest(root: Path, tmp_path: Path) -> None:
+    done = saebench(*quick(root, tmp_path / "r"), "--sae", "small/aa")
+    assert done.returncode == 2
+    assert "did you mean small/a" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "results.parquet").exists()
+
+
+def test_a_failed_unit_exits_with_1_and_status_says_why(tmp_path: Path) -> None:
+    root = setting(tmp_path / "content")
+    (root / "registry/saes/small/a.safetensors").write_bytes(b"version https://git-lfs.github.com")
+    done = saebench(*quick(root, tmp_path / "r", "--limit", "64", "--sae", "small/a", "small/b"))
+    assert done.returncode == 1
+    assert "LFS" in done.stderr
+    assert "small" in done.stdout  # the table of what was measured
+    options = quick(root, tmp_path / "r", "--limit", "64", "--sae", "small/a", "small/b")[1:]
+    status = saebench("status", *options)
+    assert status.returncode == 1
+    assert "2 done, 2 failed" in status.stdout
+    assert "LFS" in status.stdout
+
+
+def test_status_says_what_is_missing_and_why_a_unit_is_another(root: Path, tmp_path: Path) -> None:
+    few = quick(root, tmp_path / "r", "--limit", "64", "--sae", "small/a")
+    assert saebench(*few).returncode == 0
+    more = quick(root, tmp_path / "r", "--limit", "64", "--sae", "small/a", "small/b")[1:]
+    status = saebench("status", *more)
+    assert "2 done, 0 failed, 0 begun, 2 missing of 4 units" in status.stdout
+    unit = pd.read_parquet(tmp_path / "r")["unit_id"].iloc[0]
+    longer = quick(root, tmp_path / "r", "--limit", "80", "--sae", "small/a")[1:]
+    why = saebench("status", *longer, "--why", unit[:10])
+    assert "dataset.n_images: stored 64, this run 80" in why.stdout
+    assert saebench("status", *more, "--why", "zzz").returncode == 2
+
+
+def test_status_of_no_folder(tmp_path: Path) -> None:
+    done = saebench("status", "--out", tmp_path / "absent")
+    assert done.returncode == 1
+    assert "there is no results folder" in done.stderr
+
+
+def test_ls_and_show(root: Path) -> None:
+    listed = saebench("ls", "saes", "small/*", "--registry", root)
+    assert listed.returncode == 0
+    assert "small/relu" in listed.stdout
+    shown = saebench("show", "small/a", "--registry", root)
+    assert "sha256" in shown.stdout
+    task = saebench("show", "rows", "--registry", root)
+    assert "Counts the rows." in task.stdout
+
+
+def test_ls_names_a_broken_entry_and_lists_the_others(tmp_path: Path) -> None:
+    root = setting(tmp_path / "content")
+    (root / "registry/saes/small/bad.toml").write_text("backbon = 1")
+    listed = saebench("ls", "saes", "small/*", "--registry", root)
+    assert listed.returncode == 1
+    assert "small/relu" in listed.stdout
+    assert "did you mean 'backbone'" in listed.stdout
+
+
+def test_a_dry_run_says_what_would_be_done(root: Path, tmp_path: Path) -> None:
+    done = saebench(*quick(root, tmp_path / "r", "--limit", "64", "--dry-run"))
+    assert done.returncode == 0
+    assert "units to measure" in done.stdout
+    assert not (tmp_path / "r").exists()
+
+
+def begun(root: Path, out: Path) -> subprocess.Popen[str]:
+    """A run over 4,096 images, two segments, that has finished the first of them."""
+    options = ["--dataset", "long", "--sae", "small/a", "small/b", "--batch-size", "64"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saebench", *quick(root, out, *options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    until = time.monotonic() + 100
+    while not list((out / "_partial").rglob("*.state")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+def undisturbed(root: Path, out: Path) -> pd.DataFrame:
+    options = ["--dataset", "long", "--sae", "small/a", "small/b", "--batch-size", "64"]
+    assert saebench(*quick(root, out, *options)).returncode == 0
+    return measured(out)
+
+
+def measured(out: Path) -> pd.DataFrame:
+    key = ["unit_id", "group", "metric", "variant"]
+    rows = pd.read_parquet(out / "results.parquet")
+    return rows[[*key, "value", "ci_low", "ci_high", "n"]].sort_values(key).reset_index(drop=True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
+    root: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    expected = undisturbed(root, tmp_path / "whole")
+    process = begun(root, tmp_path / "cut")
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "the same command goes on from there" in said
+        assert "Traceback" not in said
+    else:
+        assert process.returncode == -signal.SIGKILL
+    kept = len(list((tmp_path / "cut/_partial").rglob("*.state")))
+    assert kept >= 1
+    pd.testing.assert_frame_equal(undisturbed(root, tmp_path / "cut"), expected, check_exact=True)
+
+
+def test_two_runs_at_once_into_one_folder(root: Path, tmp_path: Path) -> None:
+    def start(sae: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "saebench", *quick(root, tmp_path / "r", "--sae", sae, "zero")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+
+    both = [start("small/a"), start("small/b")]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    rows = pd.read_parquet(tmp_path / "r" / "results.parquet")
+    assert {"small/a", "small/b", "zero"} == set(rows["sae"])
+    assert not rows.duplicated(["unit_id", "split", "group", "metric", "variant"]).any()
+
+
+def test_output_to_a_closed_pipe_is_no_error(root: Path) -> None:
+    command = f"{sys.executable} -m saebench ls saes --registry {root} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
