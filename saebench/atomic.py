@@ -22,18 +22,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from saebench.errors import WriteError
-from saebench.identity import canonical_json, content_hash
-
-__all__ = [
-    "canonical_json",
-    "content_hash",
-    "remove_leftovers",
-    "replacing",
-    "temporary_beside",
-    "unwritable",
-    "write_bytes",
-    "write_files",
-]
 
 _HINTS = {
     errno.ENOSPC: "free some space, or choose a folder on another disk",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from saebench.errors import ResultsError
@@ -108,6 +110,15 @@ def test_a_unit_of_no_rows_or_of_another_unit(folder: ResultsFolder) -> None:
         folder.write_unit(A, {}, [row(A), row(B)])
 
 
+def test_files_are_plain_parquet_sealed_as_the_protocol_says(folder: ResultsFolder) -> None:
+    folder.write_unit(A, {}, unit(A))
+    path = folder.out / "_rows" / f"{A}.parquet"
+    data = path.read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert sha256(data[: footer - 32] + data[footer:]).digest() == data[footer - 32 : footer]
+    assert pq.read_table(path).equals(table_of(unit(A)))
+
+
 # Units
 
 
@@ -179,6 +190,24 @@ def test_latents_and_replicates(folder: ResultsFolder) -> None:
     assert kept["metric"].to_list() == ["m0", "m1"]
     assert kept["variant"].to_list() == ["", "tau=0.1"]
     np.testing.assert_array_equal(np.stack(kept["replicates"]), values)
+
+
+def test_masked_entries_of_latents_are_left_out(folder: ResultsFolder) -> None:
+    mask = [[False, False], [False, True], [True, True]]
+    latents = {
+        "latent": np.arange(3),
+        "first_row": np.ma.masked_array([7, 8, 9], [False, False, True]),
+        "max": np.ma.masked_array([0.5, 0.25, 0.0], [False, False, True]),
+        "top_images": np.ma.masked_array([[5, 4], [3, 2], [1, 0]], mask),
+    }
+    folder.write_unit(A, {}, unit(A), latents)
+    found = folder.latents()
+    assert found["first_row"].dtype == found["latent"].dtype == pd.Int64Dtype()
+    assert found["first_row"].dropna().to_list() == [7, 8]
+    assert found["max"].to_list()[:2] == [0.5, 0.25]
+    assert found["max"].isna().to_list() == [False, False, True]
+    assert [images.tolist() for images in found["top_images"]] == [[5, 4], [3], []]
+    assert found["top_images"][0].dtype == np.int64
 
 
 @pytest.mark.parametrize(

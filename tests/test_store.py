@@ -194,7 +194,15 @@ def test_a_damaged_table_is_not_given_and_can_be_written_again(tmp_path: Path) -
         with pytest.warns(UserWarning, match=r"00001\.safetensors was altered"):
             assert store.shards("pooled", FIELDS) is None
         assert [problem.what for problem in store.verify()] == ["00001.safetensors was altered"]
-    shard.unlink()
+
+
+def test_a_table_without_one_of_its_shards(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.shard_writer("pooled", FIELDS, rows=4) as writer:
+        writer.append(rows(10))
+    table = store.shards("pooled", FIELDS)
+    assert table is not None
+    (table.folder / "00001.safetensors").unlink()
     with pytest.raises(ValueError, match="missing"):
         open_shards(table.folder)
 
@@ -214,7 +222,8 @@ def test_a_memory_map_is_the_file(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:
     left = tmp_path / "shards" / "pooled" / ".x.1-a.tmp"
     left.mkdir(parents=True)
-    os.utime(left, (time.time() - 90_000,) * 2)
+    yesterday = time.time() - 90_000
+    os.utime(left, (yesterday, yesterday))
     with Store(tmp_path).shard_writer("pooled", FIELDS) as writer:
         writer.append(rows(1))
     assert not left.exists()

@@ -14,7 +14,6 @@ folder. Any number of runs may write into one folder at once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -29,18 +28,17 @@ import pyarrow as pa
 
 from saebench.atomic import remove_leftovers, unwritable, write_bytes, write_files
 from saebench.errors import ResultsError, SaebenchError, WriteError
-from saebench.results.schema import SCHEMA_VERSION, arrow_schema
+from saebench.results.merge import gather, listing, merged, merged_bytes
+from saebench.results.schema import SCHEMA_VERSION
 from saebench.results.seal import DamagedFile, is_whole, parquet_bytes, read_parquet
-from saebench.results.side import latents_table, replicates_table
-from saebench.results.table import check_version, frame_of, read_rows, table_of
+from saebench.results.side import latents_table, replicates_table, side_frame
+from saebench.results.table import check_version, table_of
 from saebench.segments import SegmentStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ORDER = ("backbone", "dataset", "site", "tokens", "sae", "task", "unit_id")
 _LOCK_TIMEOUT_S = 600.0
-_MERGED_FROM = b"saebench_merged_from"
 
 
 class ResultsFolder:
@@ -112,7 +110,8 @@ class ResultsFolder:
         """Check a unit and write it; its rows appear last, so that they say that it is done.
 
         rows: one dict a row, see `saebench.results.schema`. latents: equally long columns, one row
-        a latent and token kind; [n m] becomes lists of m. replicates: by `group|metric|variant`.
+        a latent and token kind; [n m] becomes lists, and masked entries are left out. replicates:
+        by `group|metric|variant`.
         Errors: ResultsError for what the schema does not allow, WriteError.
         """
         if not rows:
@@ -199,15 +198,15 @@ class ResultsFolder:
         From the merged table where it is up to date. A damaged file is named in a warning.
         Errors: ResultsError for rows of a newer schema.
         """
-        listing = self._listing()
-        merged = self._merged(listing)
-        if merged is None:
-            merged, damaged = self._gather(listing)
+        files = listing(self._rows)
+        table = merged(self.path, files)
+        if table is None:
+            table, damaged = gather(self._rows, files)
             _warn_damaged(damaged.values())
-        return frame_of(merged)
+        return table.to_pandas()
 
     def latents(self, unit_ids: Iterable[str] | None = None) -> pd.DataFrame:
-        """One row a latent and token kind, of all or some units; `top_*` columns hold arrays."""
+        """One row a latent and token kind, of all or some units, in the order of their ids."""
         return self._side(self._latents, unit_ids)
 
     def replicates(self, unit_ids: Iterable[str] | None = None) -> pd.DataFrame:
@@ -243,58 +242,18 @@ class ResultsFolder:
         return self.path
 
     def _merge(self) -> None:
-        listing = self._listing()
-        if self._merged(listing) is not None:
+        files = listing(self._rows)
+        if merged(self.path, files) is not None:
             return
-        table, damaged = self._gather(listing)
+        table, damaged = gather(self._rows, files)
         for unit_id, error in damaged.items():
             path = self._rows / f"{unit_id}.parquet"
             identity = self.identities().get(unit_id, {})
             os.replace(path, path.with_name(f"{path.name}.damaged"))
             self.write_error(unit_id, identity, error)
+            del files[unit_id]
         _warn_damaged(damaged.values())
-        metadata = {_MERGED_FROM.decode(): _fingerprint(self._listing() if damaged else listing)}
-        write_bytes(self.path, parquet_bytes(table, metadata))
-
-    def _listing(self) -> dict[str, tuple[int, int, int]]:
-        """unit id -> (inode, size, time) of its rows: changes whenever one of them is written."""
-        listing = {}
-        for path in sorted(self._rows.glob("*.parquet")):
-            with suppress(FileNotFoundError):
-                stat = path.stat()
-                listing[path.stem] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        return listing
-
-    def _merged(self, listing: Mapping[str, tuple[int, int, int]]) -> pa.Table | None:
-        """The merged table, if it is there, undamaged, and made from exactly these files."""
-        try:
-            table = read_parquet(self.path)
-        except (OSError, DamagedFile):
-            return None
-        metadata = table.schema.metadata or {}
-        if metadata.get(_MERGED_FROM) != _fingerprint(listing).encode():
-            return None
-        return table if table.schema.equals(arrow_schema()) else None
-
-    def _gather(self, unit_ids: Iterable[str]) -> tuple[pa.Table, dict[str, DamagedFile]]:
-        """All rows in their fixed order, and the units whose file is damaged."""
-        tables, damaged = [], {}
-        for unit_id in unit_ids:
-            path = self._rows / f"{unit_id}.parquet"
-            try:
-                table = read_rows(path)
-                if set(table.column("unit_id").to_pylist()) != {unit_id}:
-                    raise DamagedFile(f"{path} is damaged: it holds rows of another unit")
-            except FileNotFoundError:  # removed a moment ago by another run
-                continue
-            except DamagedFile as error:
-                error.hint = "run the same command again: it is measured anew"
-                damaged[unit_id] = error
-                continue
-            tables.append(table)
-        tables.sort(key=lambda table: [table.column(name)[0].as_py() for name in _ORDER])
-        whole = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
-        return whole.combine_chunks(), damaged
+        write_bytes(self.path, merged_bytes(table, files))
 
     def _side(self, folder: Path, unit_ids: Iterable[str] | None) -> pd.DataFrame:
         tables, damaged = [], []
@@ -307,17 +266,11 @@ class ResultsFolder:
                 error.hint = "remove it and the unit's rows, and run the same command again"
                 damaged.append(error)
         _warn_damaged(damaged)
-        if not tables:
-            return frame_of(pa.table({"unit_id": pa.array([], pa.string())}))
-        return frame_of(pa.concat_tables(tables, promote_options="permissive"))
+        return side_frame(tables or [pa.table({"unit_id": pa.array([], pa.string())})])
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
-
-
-def _fingerprint(listing: Mapping[str, tuple[int, int, int]]) -> str:
-    return hashlib.sha256(repr(sorted(listing.items())).encode()).hexdigest()
 
 
 def _unlink(path: Path) -> None:

@@ -6,12 +6,15 @@ Both carry the names that a reader joins and filters by: `unit_id backbone datas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from saebench.errors import ResultsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NAMES = ("unit_id", "backbone", "dataset", "sae", "task")
 
@@ -19,7 +22,8 @@ _NAMES = ("unit_id", "backbone", "dataset", "sae", "task")
 def latents_table(row: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> pa.Table:
     """A task's latents: `columns` of equal length, beside the names of the unit's rows.
 
-    An array [n] is a column, an array [n m] a column of lists of m. Errors: ResultsError.
+    An array [n] is a column, an array [n m] a column of lists of m. Masked entries are empty in a
+    column and left out of a list. Errors: ResultsError.
     """
     lengths = {name: len(array) for name, array in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -38,9 +42,18 @@ def _array(name: str, array: np.ndarray) -> pa.Array:
     if array.ndim == 1:
         return pa.array(array)
     if array.ndim == 2:
-        n, m = array.shape
-        return pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32) * m, array.ravel())
+        kept = ~np.ma.getmaskarray(array)
+        offsets = np.concatenate([[0], kept.sum(axis=1).cumsum()]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, np.asarray(array)[kept])
     raise ResultsError(f"the latents column '{name}' has {array.ndim} dimensions: 1 or 2 are meant")
+
+
+def side_frame(tables: Sequence[pa.Table]) -> pd.DataFrame:
+    """Tables of several units as one; integers are `Int64` whether one is empty or none."""
+    import pandas as pd
+
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    return whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
 
 
 def replicates_table(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,9 +25,6 @@ from saebench.results.schema import (
 )
 from saebench.results.seal import DamagedFile, read_parquet
 from saebench.task import variant_string
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _VERSION = b"saebench_schema"
 
@@ -153,8 +150,3 @@ def newer(path: Path, what: str) -> ResultsError:
         f"{path} was written by a newer saebench: it holds {what}",
         "pip install --upgrade saebench-vision   or choose another folder with --out",
     )
-
-
-def frame_of(table: pa.Table) -> pd.DataFrame:
-    """A table as plain `pandas.read_parquet` gives it."""
-    return table.to_pandas()
