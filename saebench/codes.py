@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,10 +33,10 @@ class Codes:
     @classmethod
     def where(cls, keep_ns: Tensor, z_ns: Tensor) -> Codes:
         """The entries of z where `keep_ns` is true; none of them may be zero."""
-        d_sae = z_ns.shape[1]
-        at_m = keep_ns.flatten().nonzero().squeeze(1)
-        counts_n = keep_ns.sum(dim=1)
-        return cls(d_sae, _offsets(counts_n), at_m % max(d_sae, 1), z_ns.flatten()[at_m])
+        n, d_sae = z_ns.shape
+        at_m = _flat_nonzero(keep_ns)
+        offsets_n1 = torch.searchsorted(at_m, d_sae * torch.arange(n + 1, device=at_m.device))
+        return cls(d_sae, offsets_n1, at_m % max(d_sae, 1), z_ns.flatten()[at_m])
 
     @classmethod
     def from_topk(cls, values_nk: Tensor, indices_nk: Tensor, d_sae: int) -> Codes:
@@ -122,3 +123,10 @@ class Codes:
 
 def _offsets(counts_n: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts_n.cumsum(0), (1, 0))
+
+
+def _flat_nonzero(keep_ns: Tensor) -> Tensor:
+    """[m] int64, where the flattened mask is true. On the CPU NumPy is several times faster."""
+    if keep_ns.device.type != "cpu":
+        return keep_ns.flatten().nonzero().squeeze(1)
+    return torch.from_numpy(np.flatnonzero(keep_ns.numpy()))

@@ -1,9 +1,9 @@
-"""Exact top-k of wide rows in two stages, several times faster than one selection over the row.
+"""Exact top-k of wide rows in two stages, twice as fast as one selection over the row.
 
 The columns of a row are dealt into g groups (column j to group j mod g). The maxima of the groups
 are found first, in one vectorised sweep. The k largest values of the row lie in the k groups of
 largest maximum: any other group has k maxima at least as large as all it holds. So only those
-k groups, k·s/g columns, are searched.
+k groups, k·s/g columns, are searched. Both smaller selections are made in the same way.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ def topk(pre_ns: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return values_nk, indices_nk
     size = s // g
     grouped_nzg = pre_ns[:, : size * g].unflatten(1, (size, g))
-    groups_nk = torch.topk(grouped_nzg.amax(dim=1), k, dim=1, sorted=False).indices
+    _, groups_nk = topk(grouped_nzg.amax(dim=1), k)
     columns_nzk = groups_nk[:, None, :] + torch.arange(size, device=pre_ns.device)[:, None] * g
     columns_nc = columns_nzk.flatten(1)
     if size * g < s:  # the columns that fill no whole group are candidates all
         rest = torch.arange(size * g, s, device=pre_ns.device).expand(n, -1)
         columns_nc = torch.cat([columns_nc, rest], dim=1)
-    candidates_nc = pre_ns.gather(1, columns_nc)
-    values_nk, at_nk = torch.topk(candidates_nc, k, dim=1, sorted=False)
+    values_nk, at_nk = topk(pre_ns.gather(1, columns_nc), k)
     return values_nk, columns_nc.gather(1, at_nk)
 
 

@@ -43,21 +43,20 @@ class DeadNeurons(Task):
             self.parts |= {"activity": self.activity, "whole": self.whole}
 
     def update(self, batch: Batch) -> None:
-        from saebench.metrics.latents import Firings, ImageTable
+        from saebench.metrics.latents import ImageTable, stretches
 
-        firings = Firings.of(
-            *batch.codes.nonzero(),
+        self.images.add(batch.n_images, batch.n_images)
+        for start, firings in stretches(
+            batch.codes,
             images=batch.n_images,
             tokens=self.ctx.n_tokens,
             d_sae=self.ctx.d_sae,
             kinds=self.kinds,
-        )
-        self.images.add(batch.n_images, batch.n_images)
-        self.first.add(firings, batch.first)
-        if self.ctx.conventions:
-            for _, stretch in firings.stretches():
-                self.activity.add(stretch, ImageTable.of(stretch))
-                together = stretch.any_kind(self.ctx.d_sae)
+        ):
+            self.first.add(firings, batch.first + start)
+            if self.ctx.conventions:
+                self.activity.add(firings, ImageTable.of(firings))
+                together = firings.any_kind(self.ctx.d_sae)
                 self.whole.add(together, ImageTable.of(together))
 
     def results(self) -> Iterator[Measurement]:

@@ -70,11 +70,12 @@ class Sparsity(Task):
     def update(self, batch: Batch) -> None:
         import torch
 
-        from saebench.metrics.latents import Firings, ImageTable
+        from saebench.metrics.conventions import code_terms
+        from saebench.metrics.latents import ImageTable, stretches
         from saebench.metrics.sums import Contracted, per_kind
 
         codes, b, t = batch.codes, batch.n_images, self.ctx.n_tokens
-        row_m, latent_m, value_m = codes.nonzero()
+        _, latent_m, value_m = codes.nonzero()
         size_m = value_m.double().abs()
         norms_s = batch.decoder_norms_s.to(size_m)
         terms_nq = torch.stack(
@@ -88,31 +89,21 @@ class Sparsity(Task):
         )
         terms_gbq = per_kind(terms_nq.unflatten(0, (b, t)), self.kinds)
         self.rows.add(Contracted.of(terms_gbq, batch.weights_br))
-        firings = Firings.of(
-            row_m,
-            latent_m,
-            value_m,
-            images=b,
-            tokens=t,
-            d_sae=self.ctx.d_sae,
-            kinds=self.kinds,
-        )
-        self.first.add(firings, batch.first)
         distinct = []
-        for start, stretch in firings.stretches():
-            table = ImageTable.of(stretch)
-            self.activity.add(stretch, table)
-            labels_b = batch.labels[start : start + stretch.images]
-            self.top.add(table, batch.first + start, labels_b)
+        for start, firings in stretches(
+            codes, images=b, tokens=t, d_sae=self.ctx.d_sae, kinds=self.kinds
+        ):
+            table = ImageTable.of(firings)
+            self.first.add(firings, batch.first + start)
+            self.activity.add(firings, table)
+            self.top.add(table, batch.first + start, batch.labels[start:])
             distinct.append(table.distinct(len(self.kinds)))
+            if self.ctx.conventions:
+                norm_n = batch.x_btd[start : start + firings.images].double().norm(dim=2).flatten()
+                self.peers.add(**code_terms(firings, norm_n, len(self.kinds), self.ctx.d_sae))
         counts_gb = torch.cat(distinct, dim=1).double()
         images_gbq = torch.stack([torch.ones_like(counts_gb), counts_gb], dim=2)
         self.images.add(Contracted.of(images_gbq, batch.weights_br))
-        if self.ctx.conventions:
-            from saebench.metrics.conventions import code_terms
-
-            norm_n = batch.x_btd.flatten(0, 1).double().norm(dim=1)
-            self.peers.add(**code_terms(firings, norm_n, len(self.kinds), self.ctx.d_sae))
 
     def results(self) -> Iterator[Measurement]:
         for group, members in self.ctx.groups.items():

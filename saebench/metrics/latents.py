@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 from saebench.metrics.sums import ratio
 
 TOP = 16  # images kept for a latent
-TABLE_CELLS = 2**23  # of the table latent x image, 64 MiB: more images are taken in stretches
+TABLE_CELLS = 2**23  # of the table latent x image: 64 MiB
+MOST_CODES = 2**21  # looked at together: some 16 MiB an array
 NEVER = np.iinfo(np.int64).max  # the first firing of a latent that has not fired
 
 _EMPTY = torch.iinfo(torch.int64).min
@@ -68,28 +70,30 @@ class Firings:
     def row_m(self) -> Tensor:
         return self.image_m * self.tokens + self.token_m
 
-    def stretches(self) -> Iterator[tuple[int, Firings]]:
-        """(first image, its firings) for stretches of images whose `ImageTable` stays small."""
-        step = max(1, TABLE_CELLS // max(self.groups, 1))
-        if step >= self.images:
-            yield 0, self
-            return
-        starts = torch.arange(0, self.images + step, step, device=self.image_m.device)
-        bounds = torch.searchsorted(self.image_m, starts).tolist()
-        for start, low, high in zip(range(0, self.images, step), bounds, bounds[1:], strict=False):
-            part = slice(low, high)
-            yield (
-                start,
-                Firings(
-                    self.groups,
-                    min(step, self.images - start),
-                    self.tokens,
-                    self.group_m[part],
-                    self.image_m[part] - start,
-                    self.token_m[part],
-                    self.value_m[part],
-                ),
-            )
+
+class SparseRows(Protocol):
+    """Codes of n rows, whatever holds them: `saebench.codes.Codes`."""
+
+    def nonzero(self) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __getitem__(self, rows: slice) -> SparseRows: ...
+
+
+def stretches(
+    codes: SparseRows, *, images: int, tokens: int, d_sae: int, kinds: Sequence[slice]
+) -> Iterator[tuple[int, Firings]]:
+    """(first image, its firings) of so few images at a time that memory stays small.
+
+    `codes` are those of images·tokens rows, image by image.
+    """
+    per_image = codes.nonzero()[0].shape[0] // max(images, 1) + 1
+    step = min(TABLE_CELLS // max(len(kinds) * d_sae, 1), MOST_CODES // per_image)
+    for start in range(0, images, max(step, 1)):
+        count = min(max(step, 1), images - start)
+        row_m, latent_m, value_m = codes[start * tokens : (start + count) * tokens].nonzero()
+        firings = Firings.of(
+            row_m, latent_m, value_m, images=count, tokens=tokens, d_sae=d_sae, kinds=kinds
+        )
+        yield start, firings
 
 
 class FirstFiring:
