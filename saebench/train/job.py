@@ -8,8 +8,7 @@ from pathlib import Path
 
 from saebench.coders import chain_of, parent_of, token_kinds
 from saebench.errors import Mismatch, UsageError
-from saebench.formats import read_sae
-from saebench.loading import read_sae_of
+from saebench.formats import read_entry, read_sae
 from saebench.registry import Registry
 from saebench.saes import Sae
 from saebench.specs import BackboneSpec, SaeSpec, read_spec
@@ -65,7 +64,7 @@ def resolve(config: TrainConfig, registry: Registry, out: Path) -> Job:
         tokens,
         "+".join(f"{name}/{registry.dataset(name).train}{limit}" for name in datasets),
     )
-    d_model = read_sae_of(parents[0]).d_sae if parents else layout.width
+    d_model = read_entry(parents[0]).d_sae if parents else layout.width
     start, start_sae = _start(config, registry, d_model)
     named = _named(config, recipes(config, d_model, start), backbone)
     done = (
@@ -118,7 +117,7 @@ def _start(
         spec = None
     else:
         spec = registry.sae(config.init)
-    sae = read_sae_of(spec) if spec else read_sae(path)
+    sae = read_entry(spec) if spec else read_sae(path)
     sha256 = weights_sha256(spec.weights, spec.path) if spec else file_sha256(path)
     if sae.d_model != d_model:
         raise Mismatch(

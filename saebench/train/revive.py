@@ -14,6 +14,7 @@ A latent is dead when it has not fired on the last `Recipe.dead_after` training 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def auxk_loss(params: Params, out: Forward, x_nd: Tensor, dead_s: Tensor) -> Ten
 @torch.no_grad()
 def resample(
     params: Params,
-    moments: list[Tensor],
+    moments: Mapping[str, Sequence[Tensor]],
     out: Forward,
     x_nd: Tensor,
     dead_s: Tensor,
@@ -47,30 +48,29 @@ def resample(
 ) -> int:
     """Restart the dead latents on rows that are reconstructed badly. Returns how many.
 
-    `moments` are Adam's tensors; those with a latent axis are zeroed there.
+    `moments`: what Adam remembers of each parameter, zeroed at the restarted latents.
     """
-    dead = dead_s.nonzero().squeeze(-1)
-    n = min(len(dead), len(x_nd))
+    dead = dead_s.nonzero().squeeze(-1)[: len(x_nd)]
     alive_s = ~dead_s
-    if not n or not alive_s.any():
+    if not len(dead) or not alive_s.any():
         return 0
-    dead, s = dead[:n], len(dead_s)
     left_nd = x_nd - out.recon_nd
     weight_n = left_nd.square().sum(-1).double().cpu()
-    rows = torch.multinomial(weight_n, n, replacement=False, generator=generator).to(x_nd.device)
-    direction_qd = torch.nn.functional.normalize(left_nd[rows], dim=-1)
+    rows = torch.multinomial(weight_n, len(dead), replacement=False, generator=generator)
+    direction_qd = torch.nn.functional.normalize(left_nd[rows.to(x_nd.device)], dim=-1)
     norm = params["W_enc_ds"][:, alive_s].norm(dim=0).mean()
     params["W_dec_sd"][dead] = direction_qd
     params["W_enc_ds"][:, dead] = direction_qd.T * norm
-    params["b_enc_s"][dead] = 0.0
+    for name in ("b_enc_s", "b_mag_s", "r_mag_s"):
+        if name in params:
+            params[name][dead] = 0.0
     if "log_threshold_s" in params:
-        params["log_threshold_s"][dead] = params["log_threshold_s"][alive_s].mean() - LOW_THRESHOLD
-    if "b_mag_s" in params:
-        params["b_mag_s"][dead] = 0.0
-        params["r_mag_s"][dead] = 0.0
-    for moment in moments:
-        if moment.ndim and moment.shape[0] == s:
-            moment[dead] = 0.0
-        if moment.ndim == 2 and moment.shape[1] == s:
-            moment[:, dead] = 0.0
-    return n
+        living = params["log_threshold_s"][alive_s].mean()
+        params["log_threshold_s"][dead] = living - LOW_THRESHOLD
+    for name, tensors in moments.items():
+        for tensor in tensors:
+            if name == "W_enc_ds":
+                tensor[:, dead] = 0.0
+            elif name != "b_dec_d":
+                tensor[dead] = 0.0
+    return len(dead)

@@ -12,9 +12,8 @@ import torch
 from saebench.backbones import load_backbone
 from saebench.data import open_dataset
 from saebench.errors import Mismatch
-from saebench.formats import read_sae, write_sae
+from saebench.formats import read_entry, read_sae, write_sae
 from saebench.identity import content_hash
-from saebench.loading import read_sae_of
 from saebench.plan import memory_bytes
 from saebench.registry import Registry
 from saebench.rows import choose_device
@@ -123,7 +122,7 @@ def _source(
         watch=watch.images,
     )
     for parent in reversed(job.parents):
-        sae = read_sae_of(parent)
+        sae = read_entry(parent)
         if sae.d_model != source.d_model:
             raise Mismatch(
                 f"the SAE '{parent.name}' reads {sae.d_model} dimensions, not {source.d_model}"

@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 ANNEAL = 0.4
-GAIN = 0.01
+GAIN = 0.03
 PROPORTIONAL = 0.5
 SMOOTHING = 0.9  # of the L0, a moving average over about ten batches
-START = 1e-3  # λ of the first step: too weak to matter, since the aim starts where the SAE is
+START = 1e-2  # λ of the first step, where the aim is what the SAE has
 
 
 @dataclass

@@ -18,6 +18,9 @@ from saebench.train.recipe import PENALISED, Recipe
 from saebench.train.revive import auxk_loss, resample
 from saebench.train.sparsity import Controller
 
+# Adam moves log θ by lr a step, and θ has orders of magnitude to go: at the rate of the weights it
+# comes late, the controller overshoots, and the L0 of JumpReLU ends far from its target.
+RATES = {"log_threshold_s": 5.0}
 RESAMPLE_UNTIL = 0.6  # share of the steps after which no dead latent is restarted
 
 
@@ -44,7 +47,12 @@ class Trainee:
             for name, value in start.items()
         }
         self.optimizer = torch.optim.Adam(
-            self.params.values(), lr=recipe.lr, fused=device.type in ("cpu", "cuda")
+            [
+                {"params": [value], "factor": RATES.get(name, 1.0)}
+                for name, value in self.params.items()
+            ],
+            lr=recipe.lr,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.controller = Controller(recipe.target) if recipe.arch in PENALISED else None
         self.silent_s = torch.zeros(recipe.d_sae, dtype=torch.int64, device=device)
@@ -110,7 +118,7 @@ class Trainee:
         rise = (self.step_count + 1) / max(1.0, recipe.warmup * recipe.steps)
         fall = (recipe.steps - self.step_count) / max(1.0, recipe.decay * recipe.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * min(1.0, rise, fall)
+            group["lr"] = recipe.lr * group["factor"] * min(1.0, rise, fall)
         self.optimizer.step()
         W_dec_sd /= W_dec_sd.norm(dim=-1, keepdim=True)
 
@@ -123,14 +131,11 @@ class Trainee:
             return
         every = max(1, recipe.dead_after // recipe.batch_rows)
         if (self.step_count + 1) % every == 0:
-            moments = [
-                value
-                for state in self.optimizer.state.values()
-                for name, value in state.items()
-                if name != "step"
-            ]
-            n = resample(self.params, moments, out, x_nd, self.dead_s, self.generator)
-            if n:
+            moments = {
+                name: [v for k, v in self.optimizer.state[value].items() if k != "step"]
+                for name, value in self.params.items()
+            }
+            if resample(self.params, moments, out, x_nd, self.dead_s, self.generator):
                 self.silent_s[self.dead_s] = 0
 
     def weights(self) -> Params:

@@ -1,0 +1,98 @@
+"""A training that is killed and started again ends bit for bit where it would have ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from saebench.errors import WeightsError
+from saebench.train.checkpoint import Checkpoint
+from saebench.train.fit import fit
+from saebench.train.recipe import ARCHITECTURES
+from tests.train_cases import CPU, known_features, recipe, same, stream
+
+STEPS = 150
+RECIPES = [recipe(arch, steps=STEPS, dead_after=2000) for arch in ARCHITECTURES]
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import torch
+from saebench.train.checkpoint import Checkpoint
+from saebench.train.fit import fit
+from tests.test_train_resume import RECIPES
+from tests.train_cases import CPU, known_features, stream
+torch.set_num_threads(int(sys.argv[2]))
+fit(RECIPES, stream(known_features()[0]), device=CPU,
+    checkpoint=Checkpoint(Path(sys.argv[1]), "it", every_seconds=0.0),
+    watch=lambda done, trainees: time.sleep(0.02))
+"""
+
+
+def test_a_kill_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    threads = torch.get_num_threads()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(path), str(threads)],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    checkpoint, step = Checkpoint(path, "it"), 0
+    deadline = time.monotonic() + 60
+    while step < 40 and time.monotonic() < deadline:
+        assert child.poll() is None, "the training ended before it was killed"
+        time.sleep(0.05)
+        step = (checkpoint.load(CPU) or {"step": 0})["step"]
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    saved = checkpoint.load(CPU)
+    assert saved is not None
+    assert 40 <= saved["step"] < STEPS
+
+    steps_seen: list[int] = []
+    x_nd, _ = known_features()
+    resumed = fit(
+        RECIPES,
+        stream(x_nd),
+        device=CPU,
+        checkpoint=checkpoint,
+        watch=lambda done, trainees: steps_seen.append(done),
+    )
+    assert steps_seen[0] == saved["step"] + 1
+    for one, undisturbed in zip(resumed, fit(RECIPES, stream(x_nd), device=CPU), strict=True):
+        assert same(one, undisturbed), one.recipe.setting
+
+
+def test_a_checkpoint_is_never_that_of_another_training(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "c.pt", "one").save({"step": 1})
+    with pytest.raises(WeightsError, match="another training"):
+        Checkpoint(tmp_path / "c.pt", "two").load(CPU)
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.pt", "one")
+    checkpoint.save({"step": 1, "tensor": torch.zeros(1000)})
+    data = checkpoint.path.read_bytes()
+    for damaged in (data[: len(data) // 2], b"", b"not a checkpoint"):
+        checkpoint.path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="delete it"):
+            checkpoint.load(CPU)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    path = tmp_path / "c.pt"
+    torch.save({"version": 1, "identity": "one", "step": Harmful()}, path)
+    with pytest.raises(WeightsError):
+        Checkpoint(path, "one").load(CPU)
+    assert not (tmp_path / "harm").exists()
