@@ -90,7 +90,8 @@ def execute(config: RunConfig, watch: Watch | None = None) -> RunResult:
     finally:
         path = folder.merge()
     rows = folder.rows()
-    rows = rows[rows["unit_id"].isin({unit.id for unit in plan.units})].reset_index(drop=True)
+    asked = rows["unit_id"].isin([unit.id for unit in plan.units])
+    rows = rows.loc[asked].reset_index(drop=True)
     return RunResult(plan, rows, tuple(failed), path)
 
 

@@ -178,15 +178,23 @@ class SaeBatch:
     def x_btd(self) -> torch.Tensor:
         return self.view.x_btd
 
-    @cached_property
+    @property
     def codes(self) -> Codes:
         """Codes of the n = b*t rows. Errors: CoderError (not finite, or the coder failed)."""
+        return self._codes
+
+    @cached_property
+    def _codes(self) -> Codes:
         x_nd = self.view.x_nd
         return self._guarded("encode", lambda: self.coder.encode(x_nd, tile_bytes=self.tile_bytes))
 
-    @cached_property
+    @property
     def recon_btd(self) -> torch.Tensor:
         """The reconstruction in raw activation space. Errors: CoderError."""
+        return self._recon_btd
+
+    @cached_property
+    def _recon_btd(self) -> torch.Tensor:
         codes = self.codes
         recon_nd = self._guarded("decode", lambda: self.coder.decode(codes))
         if not torch.isfinite(recon_nd.sum()) and not torch.isfinite(recon_nd).all():

@@ -36,11 +36,14 @@ CHUNK = 16_384  # rows whose float64 copy is held at once
 class Fit(Protocol):
     """One artifact being fitted: sees train activations, then gives arrays."""
 
-    kind: str
-    site: str
-    n_images: int | None  # first images of the train split; None: all that statistics see
-    key: Mapping[str, Any]
-
+    @property
+    def kind(self) -> str: ...
+    @property
+    def site(self) -> str: ...
+    @property
+    def n_images(self) -> int | None: ...  # first train images; None: all that statistics see
+    @property
+    def key(self) -> Mapping[str, Any]: ...
     def update(self, acts_btd: torch.Tensor) -> None: ...
     def arrays(self) -> dict[str, np.ndarray]: ...
 
@@ -51,7 +54,7 @@ class SiteMean:
     kind, n_images = "site_mean", None
 
     def __init__(self, backbone: Backbone, site: str) -> None:
-        self.site, self.key = site, {}
+        self.site, self.key = site, dict[str, Any]()
         self.layout = backbone.spec.sites[site].kinds
         width = backbone.spec.sites[site].width
         self.n_k = np.zeros(len(self.layout), dtype=np.int64)
@@ -73,7 +76,7 @@ class SiteScatter:
     kind, n_images = "site_scatter", None
 
     def __init__(self, backbone: Backbone, site: str) -> None:
-        self.site, self.key = site, {}
+        self.site, self.key = site, dict[str, Any]()
         self.layout = backbone.spec.sites[site].kinds
         width = backbone.spec.sites[site].width
         self.scatter_kdd = torch.zeros(
@@ -169,13 +172,14 @@ class Fitter:
 
     def fit(self, fits: Sequence[Fit]) -> list[dict[str, np.ndarray]]:
         """The arrays of each, from the store where they are, else from one pass for all."""
-        missing = [fit for fit in fits if not self.store.has(fit.kind, self._key(fit))]
+        found = [self.store.find(fit.kind, self._key(fit)) for fit in fits]
+        missing = [fit for fit, artifact in zip(fits, found, strict=True) if artifact is None]
         self._pass(missing)
-        arrays = []
-        for fit in fits:
-            # A fit that another process made in the meantime is simply read.
-            arrays.append(self.store.get(fit.kind, self._key(fit), fit.arrays).arrays)
-        return arrays
+        made = {id(fit): self.store.put(fit.kind, self._key(fit), fit.arrays()) for fit in missing}
+        return [
+            (made[id(fit)] if artifact is None else artifact).arrays
+            for fit, artifact in zip(fits, found, strict=True)
+        ]
 
     def ids(self, fits: Sequence[Fit]) -> list[str]:
         """What identifies each artifact."""

@@ -12,7 +12,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -120,6 +120,26 @@ def unit_rows(
             key = f"{found.group}|{found.metric}|{variant_string(found.variant)}"
             replicates[key] = np.asarray(found.replicates, dtype=np.float64)
     return rows, replicates
+
+
+def named_latents(
+    columns: Mapping[str, np.ndarray] | None, ids: Sequence[str], class_names: Sequence[str]
+) -> dict[str, np.ndarray] | None:
+    """A task's latents table with ids for positions in `top_images`, and names in `best_class`."""
+    if columns is None:
+        return None
+    names = {"top_images": ids, "best_class": class_names}
+    return {
+        name: _named(column, names[name]) if name in names else column
+        for name, column in columns.items()
+    }
+
+
+def _named(index: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Names at the positions; what is masked stays masked."""
+    known = np.asarray(names, dtype=np.str_)
+    named = known[np.ma.filled(np.ma.masked_array(index), 0)]
+    return np.ma.masked_array(named, np.ma.getmaskarray(index))
 
 
 def interval(found: Measurement) -> tuple[float | None, float | None]:
@@ -231,8 +251,3 @@ def checkout_state() -> tuple[str, bool | None]:
     if sha.returncode or status.returncode:
         return "", None
     return sha.stdout.strip(), bool(status.stdout.strip())
-
-
-def replicate_key(row: Mapping[str, Any]) -> str:
-    """The key under which a row's replicates are stored."""
-    return f"{row['group']}|{row['metric']}|{row['variant']}"

@@ -28,7 +28,7 @@ from saebench.loading import Loaded, Place, load_coders
 from saebench.plan import SEGMENT, Group, Unit, Wave, backbone_identity
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
-from saebench.rows import Environment, unit_rows
+from saebench.rows import Environment, named_latents, unit_rows
 from saebench.specs import RunConfig
 from saebench.store import Store
 from saebench.task import Context, Task
@@ -133,7 +133,7 @@ class GroupRun:
         started = time.perf_counter()
         partial = self.folder.partial
         finished = {unit.id: partial.segments(unit.id) for unit in wave.units}
-        states: dict[str, Mapping[str, np.ndarray]] = {}
+        states: dict[str, dict[str, np.ndarray]] = {}
         for segment in range(self.group.source.n_segments):
             todo = [u for u in wave.units if u not in failed and segment not in finished[u.id]]
             if todo:
@@ -294,6 +294,8 @@ class GroupRun:
             task = self._started(unit, loaded)
             for segment in range(self.group.source.n_segments):
                 state = in_memory or self.folder.partial.load(unit.id, segment)
+                if state is None and self.folder.has(unit.id):
+                    return True  # another run has just finished this unit
                 if state is None:  # damaged since it was written
                     states, broken = self._segment(segment, [unit], loaded)
                     if broken:
@@ -303,8 +305,9 @@ class GroupRun:
             rows, replicates = unit_rows(
                 unit, task, loaded.coders[unit.coder], self.environment, seconds
             )
+            latents = named_latents(task.latents(), self.ids, self.dataset.class_names)
             self.folder.write_unit(
-                unit.id, unit.identity, rows, latents=task.latents(), replicates=replicates
+                unit.id, unit.identity, rows, latents=latents, replicates=replicates
             )
         except Exception as error:
             self._fail(unit, error)

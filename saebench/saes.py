@@ -125,9 +125,13 @@ class Sae:
     def n_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    @cached_property
+    @property
     def decoder_norms_s(self) -> Tensor:
         """[s] float64, the length in raw activation space of what one unit of a latent adds."""
+        return self._decoder_norms_s
+
+    @cached_property
+    def _decoder_norms_s(self) -> Tensor:
         return self.W_dec_sd.double().norm(dim=1) / abs(self.scale)
 
     def to(self, device: torch.device | str) -> Sae:

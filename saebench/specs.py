@@ -100,14 +100,14 @@ class SiteSpec:
     grid: tuple[int, int] | None = semantic(default=None)
 
     @property
-    def kinds(self) -> dict[TokenKind, slice]:
+    def kinds(self) -> dict[str, slice]:
         """Token kind -> its slice of the t tokens, in the order they stand in."""
         if self.layout == "pooled":
             return {"pooled": slice(0, 1)}
         n_grid = self.grid[0] * self.grid[1] if self.grid else 0
         if self.layout == "map":
             return {"grid": slice(0, n_grid)}
-        found: dict[TokenKind, slice] = {}
+        found: dict[str, slice] = {}
         start = 0
         counts: tuple[tuple[TokenKind, int], ...] = (
             ("cls", self.cls),
@@ -306,7 +306,7 @@ def _adapter(kind: type) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     for cls in (WeightsSpec, InputSpec, SiteSpec, HeadSpec, kind):
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")
+        setattr(cls, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010
     return TypeAdapter(kind)
 
 

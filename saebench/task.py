@@ -125,11 +125,14 @@ class Batch(Protocol):
     b images, t tokens that the SAE covers, n = b*t rows in image-major order, d width.
     """
 
-    ids: Sequence[str]
-    first: int  # position of the batch's first image in the evaluation order
-    kinds: Mapping[str, slice]
-    d_sae: int
-
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def first(self) -> int: ...  # position of the first image in the evaluation order
+    @property
+    def kinds(self) -> Mapping[str, slice]: ...
+    @property
+    def d_sae(self) -> int: ...
     @property
     def decoder_norms_s(self) -> torch.Tensor: ...  # [s] float64, raw length of a latent's unit
     @property

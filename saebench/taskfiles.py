@@ -48,6 +48,7 @@ def describe(registry: Registry, name: str) -> TaskDescription:
         and node.func.id == "Metric"
         and node.args
         and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
     )
     return TaskDescription(name, path, origin.label, ast.get_docstring(tree) or "", metrics)
 

@@ -293,7 +293,8 @@ def check_task(registry: Registry, name: str, backbone: str = "tiny-vit") -> Ite
             assert key not in keys, f"reports {key} twice"
             keys.add(key)
             if declared[item.metric].interval == "bootstrap" and item.value is not None:
-                shape = np.shape(item.replicates)
+                assert item.replicates is not None, f"'{item.metric}' has no replicates"
+                shape = item.replicates.shape
                 assert shape == (REPLICATES,), f"'{item.metric}' has replicates of shape {shape}"
         assert found, "it reports nothing"
         return f"{len(found)} rows on the identity control"
