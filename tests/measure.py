@@ -179,7 +179,9 @@ def finished(
         task = task_class(name)()
         task.start(ctx)
         some = None if labels is None else labels[low:high]
-        for one in local_batches(x_btd[low:high], coder, ctx, batch or len(x_btd), some, low):
+        for one in local_batches(
+            x_btd[low:high], coder, ctx, batch or max(len(x_btd), 1), some, low
+        ):
             task.update(one)
         whole.merge(task.state())
     return whole

@@ -83,6 +83,12 @@ class Peers:
     def centred(self) -> float:
         return float(centred(self.n, self.y2_d.sum(), self.y_d))
 
+    @property
+    def about_one_mean(self) -> np.ndarray:
+        """Σ over all elements of (x − g)², g their one mean; from y = x − c, so it cannot cancel."""
+        gap_d = (self.x_d - self.y_d) / self.n - self.x_d.sum() / (self.n * self.d)  # c − g
+        return (self.y2_d + 2 * gap_d * self.y_d + self.n * gap_d**2).sum()
+
 
 def _fvu(s: Peers) -> float:
     return float(ratio(s.sse, np.array(s.centred)))
@@ -106,7 +112,7 @@ def _scalar_mean(epsilon: float) -> Formula:
 
     def formula(s: Peers) -> float:
         elements = s.n * s.d
-        variance = s.x2 / elements - (s.x_d.sum() / elements) ** 2
+        variance = s.about_one_mean / elements
         return float(1 - ratio(s.sse / elements, variance + epsilon))
 
     return formula
