@@ -85,7 +85,7 @@ class Peers:
 
     @property
     def about_one_mean(self) -> np.ndarray:
-        """Σ over all elements of (x − g)², g their one mean; from y = x − c, so it cannot cancel."""
+        """Σ over all elements of (x − g)², g their one mean; through y, so it cannot cancel."""
         gap_d = (self.x_d - self.y_d) / self.n - self.x_d.sum() / (self.n * self.d)  # c − g
         return (self.y2_d + 2 * gap_d * self.y_d + self.n * gap_d**2).sum()
 
