@@ -8,6 +8,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_datasets_are_consistent(name: str):
 
 
 def test_digits_are_scikit_learns(digits: Dataset):
-    bunch = load_digits()
+    bunch: Any = load_digits()
     seen = []
     for split, size in {"train": 1257, "val": 180, "test": 360}.items():
         rows = digits.manifest(split)

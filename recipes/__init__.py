@@ -1,0 +1,1 @@
+"""How the weights in `registry/weights/` were made: seeded, one command each."""
