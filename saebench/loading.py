@@ -122,7 +122,9 @@ def _build_controls(
     found = dict(zip(fits, fitter.fit(list(fits.values())), strict=True))
     for place in places:
         layout = backbone.spec.sites[place.site].kinds
-        loaded.shifts[place] = overall_mean(found["mean", place.site], layout, place.kinds)
+        # Rounded, so that the last bits of a mean, which depend on the machine, move nothing.
+        shift_d = overall_mean(found["mean", place.site], layout, place.kinds)
+        loaded.shifts[place] = shift_d.astype(np.float32).astype(np.float64)
 
     for ref in good:
         place = loaded.places[ref]

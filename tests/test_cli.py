@@ -16,17 +16,37 @@ from saebench.cli import parse
 from saebench.specs import RunConfig
 from tests.small import setting
 
-ENVIRONMENT = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+# The command line with segments of 64 images, so that a short run has several.
+SHORT_SEGMENTS = (
+    "import saebench.plan, saebench.runner; from saebench.cli import main; "
+    "saebench.plan.SEGMENT = saebench.runner.SEGMENT = 64; main()"
+)
 
 
-def saebench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
+    """As it is now: a fixture points saebench's own folders into the test's."""
+    return {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+def saebench(*arguments: str | Path, code: str = "") -> subprocess.CompletedProcess[str]:
+    start = ["-c", code] if code else ["-m", "saebench"]
     return subprocess.run(
-        [sys.executable, "-m", "saebench", *map(str, arguments)],
+        [sys.executable, *start, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONPATH": os.getcwd()},
-        cwd=cwd,
+        env=environment(),
         timeout=120,
+    )
+
+
+def begin(*arguments: str | Path, code: str = "") -> subprocess.Popen[str]:
+    start = ["-c", code] if code else ["-m", "saebench"]
+    return subprocess.Popen(
+        [sys.executable, *start, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
 
 
@@ -159,28 +179,8 @@ def test_a_dry_run_says_what_would_be_done(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
-def begun(root: Path, out: Path) -> subprocess.Popen[str]:
-    """A run over 4,096 images, two segments, that has finished the first of them."""
-    options = ["--dataset", "long", "--sae", "small/a", "small/b", "--batch-size", "64"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "saebench", *quick(root, out, *options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    until = time.monotonic() + 100
-    while not list((out / "_partial").rglob("*.state")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return process
-
-
-def undisturbed(root: Path, out: Path) -> pd.DataFrame:
-    options = ["--dataset", "long", "--sae", "small/a", "small/b", "--batch-size", "64"]
-    assert saebench(*quick(root, out, *options)).returncode == 0
-    return measured(out)
+def long_run(root: Path, out: Path) -> list[str]:
+    return quick(root, out, "--sae", "small/a", "small/b", "--limit", "640", "--batch-size", "4")
 
 
 def measured(out: Path) -> pd.DataFrame:
@@ -189,12 +189,23 @@ def measured(out: Path) -> pd.DataFrame:
     return rows[[*key, "value", "ci_low", "ci_high", "n"]].sort_values(key).reset_index(drop=True)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    out = tmp_path_factory.mktemp("whole") / "r"
+    assert saebench(*long_run(root, out), code=SHORT_SEGMENTS).returncode == 0
+    return measured(out)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
-    root: Path, tmp_path: Path, how: signal.Signals
+    root: Path, tmp_path: Path, undisturbed: pd.DataFrame, how: signal.Signals
 ) -> None:
-    expected = undisturbed(root, tmp_path / "whole")
-    process = begun(root, tmp_path / "cut")
+    process = begin(*long_run(root, tmp_path / "r"), code=SHORT_SEGMENTS)
+    until = time.monotonic() + 100
+    while len(list((tmp_path / "r/_partial").rglob("*.state"))) < 8:  # two segments of four units
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
     process.send_signal(how)
     _, said = process.communicate(timeout=60)
     if how == signal.SIGINT:
@@ -203,22 +214,18 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
         assert "Traceback" not in said
     else:
         assert process.returncode == -signal.SIGKILL
-    kept = len(list((tmp_path / "cut/_partial").rglob("*.state")))
-    assert kept >= 1
-    pd.testing.assert_frame_equal(undisturbed(root, tmp_path / "cut"), expected, check_exact=True)
+    assert list((tmp_path / "r/_partial").rglob("*.state"))
+    done = saebench(*long_run(root, tmp_path / "r"), code=SHORT_SEGMENTS)
+    assert done.returncode == 0, done.stderr
+    pd.testing.assert_frame_equal(measured(tmp_path / "r"), undisturbed, check_exact=True)
 
 
 def test_two_runs_at_once_into_one_folder(root: Path, tmp_path: Path) -> None:
-    def start(sae: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "saebench", *quick(root, tmp_path / "r", "--sae", sae, "zero")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-
-    both = [start("small/a"), start("small/b")]
+    limit = ("--limit", "200")
+    both = [
+        begin(*quick(root, tmp_path / "r", "--sae", sae, "zero", *limit))
+        for sae in ("small/a", "small/b")
+    ]
     for process in both:
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
