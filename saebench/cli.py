@@ -59,7 +59,7 @@ class New:
 
     kind: Positional[Literal["sae", "backbone", "dataset", "task"]]  # what it is
     name: Positional[str]  # its name; an SAE's is  BACKBONE/NAME
-    weights: str | None = None  # sae: its checkpoint file
+    weights: str | None = None  # sae, backbone: its weights file
     backbone: str | None = None  # sae: what it was trained on; by default the first part of NAME
     site: str | None = None  # sae: where it was trained; by default the backbone's default site
     tokens: str = "all"  # sae: the tokens it was trained on

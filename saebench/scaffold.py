@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import shutil
 from pathlib import Path
 from textwrap import dedent
 
@@ -12,7 +13,7 @@ from saebench.coders import check_fit
 from saebench.errors import UsageError
 from saebench.registry import Registry
 from saebench.specs import SaeSpec, parse_spec
-from saebench.weights import file_sha256
+from saebench.weights import file_sha256, weights_path
 
 FOLDERS = {
     "sae": "registry/saes",
@@ -39,17 +40,20 @@ def write_new(
     for a backbone or site that is not.
     """
     check_name(kind, name)
-    if kind == "sae":
-        text = sae_entry(registry, name, out, weights, backbone, site, tokens)
-    else:
-        text = {"backbone": BACKBONE, "dataset": DATASET, "task": TASK}[kind].replace("NAME", name)
-        if kind == "task":
-            text = text.replace("CLASS", "".join(p.title() for p in name.split("_")))
     path = entry_path(kind, name, out)
     if path.exists():
         raise UsageError(f"{path} is there already", "choose another name, or edit that file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "sae":
+            text = sae_entry(registry, name, out, weights, backbone, site, tokens)
+        elif kind == "backbone":
+            text = backbone_entry(registry, path, weights)
+        elif kind == "dataset":
+            text = DATASET.replace("NAME", name)
+        else:
+            title = "".join(part.title() for part in name.split("_"))
+            text = TASK.replace("NAME", name).replace("CLASS", title)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}", "choose another --out") from None
@@ -108,6 +112,21 @@ def sae_entry(
     )
 
 
+def backbone_entry(registry: Registry, path: Path, weights: str | None) -> str:
+    """The entry of a backbone: with `weights`, or with a copy of those it was copied from."""
+    if weights is None:
+        example = registry.backbone("tiny-vit")
+        source = weights_path(example.weights, example.path)
+        assert source is not None
+        file = path.with_suffix(source.suffix)
+        shutil.copyfile(source, file)
+    else:
+        file = Path(weights)
+        if not file.is_file():
+            raise UsageError(f"--weights {weights}: there is no such file")
+    return BACKBONE.format(file=_relative(file, path.parent), sha256=file_sha256(file))
+
+
 def _relative(file: Path, folder: Path) -> str:
     return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
@@ -133,13 +152,15 @@ SAE = dedent("""\
     """)
 
 BACKBONE = dedent("""\
-    # A backbone: how it is built, its pixels, and the sites where SAEs sit.
+    # A backbone: how it is built, its weights, its pixels, and the sites where SAEs sit.
+    # Written as a copy of an embedded ViT, weights included: replace what differs in yours.
     family = "vit"                 # leaderboards group by these four
     architecture = "vit"
     pretraining = "supervised"
     corpus = ""
     loader = "timm"                # timm, open_clip, or your own  package.module:function
     model = "vit_tiny_patch16_224"
+    activation = "gelu"            # checked on the model: gelu, quick_gelu, relu, …
     dataset = "shapes"             # what to measure on when no --dataset is named
     site = "blocks.2"              # where the controls are run when no SAE asks for a site
     # base = "tiny-vit"            # the backbone that this one is a fine-tune of
@@ -151,21 +172,21 @@ BACKBONE = dedent("""\
     [model_args]
     img_size = 32
     patch_size = 4
-    embed_dim = 32
+    embed_dim = 64
     depth = 4
-    num_heads = 2
-    num_classes = 0
+    num_heads = 4
+    num_classes = 58
 
-    # Without this table the weights are random, and `saebench check` says so.
-    # [weights]
-    # file = "NAME.safetensors"    # relative to this file
-    # sha256 = ""
+    [weights]
+    file = "{file}"        # safetensors, relative to this file
+    sha256 = "{sha256}"
 
     # The weights' own pixels: resize, centre crop, 0..1, minus mean, over std.
     [input]
     size = 32
-    resize = "shortest"            # shortest, squash, none
+    resize = "squash"              # shortest, squash, none
     interpolation = "bicubic"
+    crop = false
     mean = [0.5, 0.5, 0.5]
     std = [0.5, 0.5, 0.5]
 
@@ -173,7 +194,7 @@ BACKBONE = dedent("""\
     # registers, patches. A conv map has  layout = "map"; an MLP output  kind = "branch".
     [sites."blocks.2"]
     path = "blocks.2"
-    width = 32
+    width = 64
     cls = 1
     grid = [8, 8]
 

@@ -108,3 +108,16 @@ def _module_name(label: str, path: Path) -> str:
     return (
         f"saebench_tasks.{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     )
+
+
+def metrics_table(registry: Registry) -> str:
+    """Every metric of every built-in task as Markdown: docs/metrics.md holds it."""
+    lines = ["| task | metric | unit | better | interval | |", "|---|---|---|---|---|---|"]
+    for name in registry.match_tasks(()):
+        if registry.task_path(name)[0].label != "built-in":
+            continue
+        for metric in load_task(registry, name).metrics:
+            doc = metric.doc.replace("|", "\\|")
+            cells = (name, metric.name, metric.unit, metric.better, metric.interval, doc)
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
