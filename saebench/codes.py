@@ -69,6 +69,11 @@ class Codes:
         return self.offsets_n1.shape[0] - 1
 
     @property
+    def n_nonzero(self) -> int:
+        """m, the number of stored values of all rows."""
+        return self.values_m.shape[0]
+
+    @property
     def device(self) -> torch.device:
         return self.values_m.device
 

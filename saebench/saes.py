@@ -176,7 +176,7 @@ class Sae:
 
     def _weighted_rows(self, codes: Codes) -> Tensor:
         """z @ W_dec."""
-        if codes.values_m.shape[0] > DENSE * codes.n_rows * self.d_sae:
+        if codes.n_nonzero > DENSE * codes.n_rows * self.d_sae:
             rows = self._cached_rows
             starts = range(0, codes.n_rows, rows)
             return torch.cat([codes[i : i + rows].dense() @ self.W_dec_sd for i in starts])

@@ -43,21 +43,18 @@ class DeadNeurons(Task):
             self.parts |= {"activity": self.activity, "whole": self.whole}
 
     def update(self, batch: Batch) -> None:
-        from saebench.metrics.latents import ImageTable, stretches
+        from saebench.metrics.latents import Firings, ImageTable, stretches
 
+        codes, t, s = batch.codes, self.ctx.n_tokens, self.ctx.d_sae
         self.images.add(batch.n_images, batch.n_images)
-        for start, firings in stretches(
-            batch.codes,
-            images=batch.n_images,
-            tokens=self.ctx.n_tokens,
-            d_sae=self.ctx.d_sae,
-            kinds=self.kinds,
-        ):
-            self.first.add(firings, batch.first + start)
+        for some in stretches(batch.n_images, codes.n_nonzero, len(self.kinds) * s):
+            part = codes[some.start * t : some.stop * t]
+            firings = Firings.of(*part.nonzero(), tokens=t, d_sae=s, kinds=self.kinds)
+            self.first.add(firings, batch.first + some.start)
             if self.ctx.conventions:
-                self.activity.add(firings, ImageTable.of(firings))
-                together = firings.any_kind(self.ctx.d_sae)
-                self.whole.add(together, ImageTable.of(together))
+                self.activity.add(firings, ImageTable.of(firings, some))
+                together = firings.any_kind(s)
+                self.whole.add(together, ImageTable.of(together, some))
 
     def results(self) -> Iterator[Measurement]:
         n_images = self.images.n

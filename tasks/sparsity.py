@@ -23,6 +23,9 @@ from saebench.task import Batch, Context, Measurement, Metric, Task
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+    from saebench.codes import Codes
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 ALMOST_DEAD_ROWS = 1_000_000
@@ -71,36 +74,26 @@ class Sparsity(Task):
         import torch
 
         from saebench.metrics.conventions import code_terms
-        from saebench.metrics.latents import ImageTable, stretches
+        from saebench.metrics.latents import Firings, ImageTable, stretches
         from saebench.metrics.sums import Contracted, per_kind
 
-        codes, b, t = batch.codes, batch.n_images, self.ctx.n_tokens
-        _, latent_m, value_m = codes.nonzero()
-        size_m = value_m.double().abs()
-        norms_s = batch.decoder_norms_s.to(size_m)
-        terms_nq = torch.stack(
-            [
-                torch.ones(codes.n_rows, dtype=torch.float64, device=size_m.device),
-                codes.l0_n().double(),
-                codes.sum_n(size_m),
-                codes.sum_n(size_m * norms_s[latent_m]),
-            ],
-            dim=1,
-        )
-        terms_gbq = per_kind(terms_nq.unflatten(0, (b, t)), self.kinds)
-        self.rows.add(Contracted.of(terms_gbq, batch.weights_br))
-        distinct = []
-        for start, firings in stretches(
-            codes, images=b, tokens=t, d_sae=self.ctx.d_sae, kinds=self.kinds
-        ):
-            table = ImageTable.of(firings)
-            self.first.add(firings, batch.first + start)
+        codes, t, s = batch.codes, self.ctx.n_tokens, self.ctx.d_sae
+        norms_s = batch.decoder_norms_s.to(codes.device, torch.float64)
+        terms, distinct = [], []
+        for some in stretches(batch.n_images, codes.n_nonzero, len(self.kinds) * s):
+            part = codes[some.start * t : some.stop * t]
+            terms.append(_row_terms(part, norms_s))
+            firings = Firings.of(*part.nonzero(), tokens=t, d_sae=s, kinds=self.kinds)
+            table = ImageTable.of(firings, some)
+            self.first.add(firings, batch.first + some.start)
             self.activity.add(firings, table)
-            self.top.add(table, batch.first + start, batch.labels[start:])
+            self.top.add(table, batch.first + some.start, batch.labels[some])
             distinct.append(table.distinct(len(self.kinds)))
             if self.ctx.conventions:
-                norm_n = batch.x_btd[start : start + firings.images].double().norm(dim=2).flatten()
-                self.peers.add(**code_terms(firings, norm_n, len(self.kinds), self.ctx.d_sae))
+                norm_n = batch.x_btd[some].double().norm(dim=2).flatten()
+                self.peers.add(**code_terms(firings, norm_n, len(self.kinds), s))
+        terms_gbq = per_kind(torch.cat(terms).unflatten(0, (-1, t)), self.kinds)
+        self.rows.add(Contracted.of(terms_gbq, batch.weights_br))
         counts_gb = torch.cat(distinct, dim=1).double()
         images_gbq = torch.stack([torch.ones_like(counts_gb), counts_gb], dim=2)
         self.images.add(Contracted.of(images_gbq, batch.weights_br))
@@ -211,3 +204,13 @@ class Sparsity(Task):
             columns["best_class"] = np.ma.masked_array(best_g, silent_g)
             columns["purity"] = np.ma.masked_array(purity_g, silent_g)
         return columns
+
+
+def _row_terms(codes: Codes, norms_s: Tensor) -> Tensor:
+    """[n 4] float64, the terms `_TERMS` of every row."""
+    import torch
+
+    size_m = codes.values_m.double().abs()
+    l0_n = codes.l0_n().double()
+    l1_n, l1_scaled_n = codes.sum_n(size_m), codes.sum_n(size_m * norms_s[codes.indices_m])
+    return torch.stack([torch.ones_like(l0_n), l0_n, l1_n, l1_scaled_n], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from saebench.specs import SaeSpec, WeightsSpec
 from tests.test_saes import ACTIVATIONS, D, N, make, numbers
 
 
-def spec(**more: object) -> SaeSpec:
+def spec(**more: Any) -> SaeSpec:
     return SaeSpec(
         name="one", path="one.toml", backbone="b", site="s", weights=WeightsSpec(), **more
     )

@@ -219,7 +219,9 @@ def test_any_partition_gives_the_same_numbers(batch: int) -> None:
         else:
             assert parts[key].value == pytest.approx(row.value, rel=1e-12), key
         if row.replicates is not None:
-            np.testing.assert_allclose(parts[key].replicates, row.replicates, rtol=1e-11)
+            replicates = parts[key].replicates
+            assert replicates is not None
+            np.testing.assert_allclose(replicates, row.replicates, rtol=1e-11)
 
 
 def test_segments_fold_to_the_same_bits() -> None:

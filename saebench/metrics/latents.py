@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +34,6 @@ class Firings:
     """
 
     groups: int
-    images: int
     tokens: int
     group_m: Tensor
     image_m: Tensor
@@ -49,19 +47,18 @@ class Firings:
         latent_m: Tensor,
         value_m: Tensor,
         *,
-        images: int,
         tokens: int,
         d_sae: int,
         kinds: Sequence[slice],
     ) -> Firings:
-        """From codes of images·tokens rows in image-major order."""
+        """From codes of b·tokens rows, image by image."""
         image_m = row_m // tokens
         token_m = row_m - image_m * tokens
         offset_t = torch.zeros(tokens, dtype=torch.int64)
         for kind, part in enumerate(kinds):
             offset_t[part] = kind * d_sae
         group_m = latent_m + offset_t.to(row_m.device)[token_m]
-        return cls(len(kinds) * d_sae, images, tokens, group_m, image_m, token_m, value_m)
+        return cls(len(kinds) * d_sae, tokens, group_m, image_m, token_m, value_m)
 
     def any_kind(self, d_sae: int) -> Firings:
         """The same firings with all token kinds taken as one."""
@@ -71,29 +68,15 @@ class Firings:
         return self.image_m * self.tokens + self.token_m
 
 
-class SparseRows(Protocol):
-    """Codes of n rows, whatever holds them: `saebench.codes.Codes`."""
+def stretches(images: int, codes: int, groups: int) -> Iterator[slice]:
+    """So few of a batch's images at a time that what is made of them stays small.
 
-    def nonzero(self) -> tuple[Tensor, Tensor, Tensor]: ...
-    def __getitem__(self, rows: slice) -> SparseRows: ...
-
-
-def stretches(
-    codes: SparseRows, *, images: int, tokens: int, d_sae: int, kinds: Sequence[slice]
-) -> Iterator[tuple[int, Firings]]:
-    """(first image, its firings) of so few images at a time that memory stays small.
-
-    `codes` are those of images·tokens rows, image by image.
+    `codes` is the number of non-zero codes of all the images, `groups` is G.
     """
-    per_image = codes.nonzero()[0].shape[0] // max(images, 1) + 1
-    step = min(TABLE_CELLS // max(len(kinds) * d_sae, 1), MOST_CODES // per_image)
-    for start in range(0, images, max(step, 1)):
-        count = min(max(step, 1), images - start)
-        row_m, latent_m, value_m = codes[start * tokens : (start + count) * tokens].nonzero()
-        firings = Firings.of(
-            row_m, latent_m, value_m, images=count, tokens=tokens, d_sae=d_sae, kinds=kinds
-        )
-        yield start, firings
+    per_image = codes // max(images, 1) + 1
+    step = max(1, min(TABLE_CELLS // max(groups, 1), MOST_CODES // per_image))
+    for start in range(0, images, step):
+        yield slice(start, min(start + step, images))
 
 
 class FirstFiring:
@@ -170,8 +153,9 @@ class ImageTable:
     table_gb: Tensor
 
     @classmethod
-    def of(cls, firings: Firings) -> ImageTable:
-        g, b = firings.groups, firings.images
+    def of(cls, firings: Firings, images: slice) -> ImageTable:
+        """`images` is the stretch that the firings are of."""
+        g, b = firings.groups, images.stop - images.start
         table = torch.full((g * b,), _EMPTY, dtype=torch.int64, device=firings.group_m.device)
         key_m = (_ordered(firings.value_m).long() << 32) | (_LOW - firings.token_m)
         table.scatter_reduce_(0, firings.group_m * b + firings.image_m, key_m, "amax")
