@@ -2,7 +2,7 @@
 
 Equal names mean different numbers in this field: a row `explained_variance` with
 convention = "saebench" is what that project's code would print for these activations. Formulas
-that depend on how a project cuts its batches are not here. Sources: docs/metrics.md.
+that depend on how a project cuts its batches are not here. docs/conventions.md lists them.
 
 N rows x of width d with error r and codes z. Where a project divides by something that is 0, the
 value is undefined (NaN here).
