@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from saebench.backbones import load_backbone
 from saebench.data import Dataset, open_dataset
 from saebench.paths import CONTENT
 from saebench.specs import BackboneSpec, DatasetSpec, read_spec
@@ -154,6 +155,20 @@ def test_sites_have_the_declared_layout(name: str):
             assert shape == (3, where.width, *where.grid)
         else:
             assert shape == (3, where.tokens, where.width)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saebench_loads_the_same_model(name: str):
+    """The embedding through `load_backbone`, transform included, is upstream's own."""
+    backbone = load_backbone(spec_of(name))
+    data, rows = dataset("shapes"), dataset("shapes").manifest("test").order(4)
+    batch = torch.stack([backbone.transform(data.image("test", int(i))) for i in rows])
+    np.testing.assert_allclose(batch, images("shapes", "test", 4)[0], atol=1e-6)
+    ours = backbone.forward(batch).embedding_bd.numpy()
+    theirs = features(name, batch)
+    if spec_of(name).loader == "open_clip":  # compared as directions, which is all CLIP uses
+        ours, theirs = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
