@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
 Row = dict[str, Any]
 
@@ -32,7 +31,7 @@ def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -
         console.print(table)
 
 
-def tables(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[Table]:
+def tables(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[Group]:
     """The tables, in the order in which the rows' backbones stand."""
     plain = rows.loc[(rows["group"] == "all") & (rows["variant"] == "")]
     places: dict[tuple[str, ...], list[Row]] = {}
@@ -58,18 +57,20 @@ def complete(measured: Iterable[str], columns: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
-    from rich.markup import escape
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     first = rows[0]
     n_images, n = (max(int(row[key]) for row in rows) for key in ("n_images", "n"))
-    title = (
-        f"[bold]{escape(first['backbone'])}[/] on {escape(first['dataset'])} · "
-        f"{escape(first['site'])} ({escape(first['tokens'])}) · {n_images:,} images, {n:,} tokens"
+    # Not the table's own title, which would wrap at the table's width.
+    title = Text.assemble(
+        (first["backbone"], "bold"),
+        f" on {first['dataset']} · {first['site']} ({first['tokens']}) · "
+        f"{n_images:,} images, {n:,} tokens",
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="")
+    table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold", min_width=18)
     better = {row["column"]: row["better"] for row in rows}
     measured = [column for column in columns if column in better]
@@ -88,7 +89,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
         values = [Text(cells.get((name, column), ""), style="dim") for column in measured]
         table.add_row(Text(short(name, first["backbone"]), style="dim"), *values)
     table.add_row("")
-    return table
+    return Group(title, table)
 
 
 def ordered(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from saebench.report import cell, complete, ordered, print_tables
+
+COLUMNS = ["sparsity/l0", "reconstruction/fvu"]
+
+
+def row(sae: str, metric: str = "fvu", value: float | None = 0.5, **changes: Any) -> dict[str, Any]:
+    task = {"fvu": "reconstruction", "l0": "sparsity"}.get(metric, "mine")
+    defaults = {
+        "backbone": "b",
+        "dataset": "shapes",
+        "site": "blocks.2",
+        "tokens": "all",
+        "sae": sae,
+        "sae_recipe": "topk",
+        "task": task,
+        "metric": metric,
+        "group": "all",
+        "variant": "",
+        "better": "lower" if metric == "fvu" else "none",
+        "value": value,
+        "ci_low": None,
+        "ci_high": None,
+        "n": 1000,
+        "n_images": 10,
+    }
+    return {**defaults, **changes}
+
+
+def printed(rows: list[dict[str, Any]], width: int = 80) -> str:
+    text = StringIO()
+    print_tables(pd.DataFrame(rows), COLUMNS, Console(file=text, width=width))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.21334, 0.2093, 0.2173, "0.2133 ±0.0040"),
+        (15.87, 15.2, 16.4, "15.87 ±0.60"),
+        (1234.5, 1200.0, 1270.0, "1234 ±35"),
+        (0.0, 0.0, 0.0, "0"),
+        (1.0, 1.0, 1.0, "1"),
+        (None, None, None, "–"),
+        (float("nan"), float("nan"), float("nan"), "–"),
+        (0.5, None, None, "0.5000"),
+        (8.0, None, None, "8"),
+        (1e-7, None, None, "1e-07"),
+        (123456.0, None, None, "1.23e+05"),
+    ],
+)
+def test_a_cell(value: float | None, low: float | None, high: float | None, text: str) -> None:
+    assert cell({"value": value, "ci_low": low, "ci_high": high}) == text
+
+
+def test_saes_stand_before_controls_and_by_their_l0() -> None:
+    rows = [
+        row("zero", sae_recipe="control"),
+        row("b/dense"),
+        row("b/dense", "l0", 16.0),
+        row("b/sparse"),
+        row("b/sparse", "l0", 4.0),
+        row("pca-4", sae_recipe="control"),
+        row("pca-16", sae_recipe="control"),
+        row("identity", sae_recipe="control"),
+        row("b/x@random", sae_recipe="control"),
+    ]
+    assert ordered(rows) == (
+        ["b/sparse", "b/dense"],
+        ["identity", "pca-16", "pca-4", "zero", "b/x@random"],
+    )
+
+
+def test_arrows_and_short_names() -> None:
+    text = printed([row("b/a"), row("b/a", "l0", 4.0)])
+    assert "fvu ↓" in text
+    assert "l0 " in text
+    assert "\na " in text  # without the backbone, which is in the title
+
+
+def test_every_place_has_a_table_of_its_own() -> None:
+    text = printed([row("b/a"), row("b/c", tokens="cls"), row("d/a", backbone="d")])
+    assert text.count("1,000 tokens") == 3
+
+
+def test_variants_and_token_kinds_stay_out() -> None:
+    text = printed([row("b/a", value=0.25), row("b/a", value=0.75, group="cls")])
+    assert "0.2500" in text
+    assert "0.7500" not in text
+
+
+def test_a_task_that_no_board_knows_gets_its_first_metric() -> None:
+    found = complete(["mine/first", "mine/second", "reconstruction/mse"], COLUMNS)
+    assert found == ["mine/first"]
+
+
+def test_hostile_names_stay_text() -> None:
+    text = printed([row("b/[red]x[/red]"), row("b/" + "long" * 30)])
+    assert "[red]x[/red]" in text
+    assert max(map(len, text.splitlines())) <= 80
