@@ -1,0 +1,47 @@
+"""What a check sees, and the real images it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from saebench.backbones import Backbone
+from saebench.data import open_dataset
+from saebench.data.loader import batches
+from saebench.errors import SaebenchError
+from saebench.registry import Registry
+
+N_IMAGES = 32  # real images that a check looks at
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def attempt(name: str, look: Callable[[], str]) -> Check:
+    """A check that passes when `look` returns what it saw, and fails with what it raised."""
+    try:
+        return Check(name, True, look())
+    except AssertionError as error:
+        return Check(name, False, str(error))
+    except Exception as error:
+        said = (
+            str(error) if isinstance(error, SaebenchError) else f"{type(error).__name__}: {error}"
+        )
+        return Check(name, False, said)
+
+
+def real_images(backbone: Backbone, registry: Registry, n: int = N_IMAGES) -> tuple[Any, ...]:
+    """(dataset, evaluation positions, images_b3hw) of the first n images of its own dataset."""
+    spec = registry.dataset(backbone.spec.dataset or "shapes")
+    dataset = open_dataset(spec)
+    order = dataset.manifest(spec.test).order(n)
+    stream = batches(dataset, spec.test, order, backbone.transform, n)
+    _, images_b3hw = next(iter(stream))
+    return dataset, order, images_b3hw
