@@ -15,7 +15,7 @@ from saebench.saes import Sae
 from saebench.train.architectures import forward
 from saebench.train.convert import architecture_of, from_sae, to_sae
 from saebench.train.recipe import ARCHITECTURES, Arch
-from saebench.train.revive import auxk_loss, resample
+from saebench.train.revive import auxk_loss, resample, sink_thresholds
 from saebench.train.scaling import Scaling, geometric_median, measure_scaling
 from saebench.train.sparsity import Controller
 from saebench.train.trainee import Trainee, batch_threshold
@@ -29,8 +29,9 @@ def rows(n: int = N, d: int = D, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(rng.normal(size=(n, d)) / math.sqrt(d)).float()
 
 
-def trainee(arch: Arch, **fields: object) -> Trainee:
-    return Trainee(recipe(arch, d_sae=S, batch_rows=N, **fields), D, device=CPU)
+def trainee(arch: Arch, **fields: float) -> Trainee:
+    made = recipe(arch, d_sae=S, batch_rows=N, **fields)  # type: ignore[arg-type]
+    return Trainee(made, D, device=CPU)
 
 
 def numpy_pre(t: Trainee, x_nd: torch.Tensor) -> np.ndarray:
@@ -139,7 +140,7 @@ def test_auxk_lets_the_dead_explain_what_is_left() -> None:
 
 def test_resampling_restarts_the_dead_and_leaves_the_living() -> None:
     x_nd = rows()
-    t = trainee("jumprelu", l0=4.0)
+    t = trainee("gated", l0=4.0)
     t.step(x_nd)
     before = {name: value.detach().clone() for name, value in t.params.items()}
     moment_ds = t.optimizer.state[t.params["W_enc_ds"]]["exp_avg"]
@@ -158,6 +159,17 @@ def test_resampling_restarts_the_dead_and_leaves_the_living() -> None:
     torch.testing.assert_close(best, torch.ones(4), atol=1e-5, rtol=0)
     assert float(moment_ds[:, dead_s].abs().max()) == 0
     assert float(moment_ds[:, ~dead_s].abs().max()) > 0
+
+
+def test_thresholds_of_the_dead_sink_to_where_they_started() -> None:
+    log_threshold_s, least = torch.zeros(4), math.log(0.1 / math.sqrt(D))
+    dead_s = torch.tensor([True, False, True, False])
+    sink_thresholds(log_threshold_s, dead_s, 0.01, D)
+    assert log_threshold_s.tolist() == pytest.approx([-0.025, 0, -0.025, 0])
+    log_threshold_s[0] = least - 1  # one that training took below stays
+    for _ in range(200):
+        sink_thresholds(log_threshold_s, dead_s, 0.01, D)
+    assert log_threshold_s.tolist() == pytest.approx([least - 1, 0, least, 0])
 
 
 def test_scaling_is_mean_and_root_mean_square_and_folds_away() -> None:

@@ -8,6 +8,7 @@ recipes and the rows they are trained on: another call's file is an error and no
 from __future__ import annotations
 
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -54,5 +55,7 @@ class Checkpoint:
         return state
 
     def remove(self) -> None:
-        """The training is finished."""
+        """The training is finished: its file goes, and the folder with the last of them."""
         self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.parent.rmdir()

@@ -44,7 +44,9 @@ class TrainConfig:
     decay: float = 0.3  # share of the steps, the last ones, in which it falls to 0
     clip: float = 1.0  # largest norm of the gradient
     b_dec: Literal["mean", "geometric-median"] = "mean"  # where the decoder's bias starts
-    dead_after: int | None = None  # rows without firing; by default 1,000 times d_sae / L0
+    dead_after: int | None = (
+        None  # rows without firing; a latent is then dead; by default 200·d_sae / L0
+    )
     penalty: Literal["step", "tanh"] = "step"  # of jumprelu
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -56,6 +58,7 @@ class TrainConfig:
     out: str = "trained"  # a content folder: entries go to <out>/saes/<backbone>/
     registry: tuple[str, ...] = ()  # folders searched before all others
     save_dtype: Literal["float32", "float16"] = "float32"
+    licence: str = ""  # of the weights, written into the entry
     overwrite: bool = False  # replace entries of the same name made in another way
     checkpoint_minutes: float = 5.0
 
@@ -105,7 +108,7 @@ def recipes(config: TrainConfig, d_model: int, start: Start | None = None) -> li
                     warmup=config.warmup,
                     decay=config.decay,
                     clip=config.clip,
-                    dead_after=config.dead_after or math.ceil(1000 * d_sae / target),
+                    dead_after=config.dead_after or math.ceil(200 * d_sae / target),
                     b_dec=config.b_dec,
                     penalty=config.penalty,
                     init=start.sha256 if start else "",

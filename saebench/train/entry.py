@@ -85,7 +85,13 @@ def is_done(registry: Registry, path: Path, name: str, place: Place, recipe: Rec
 
 
 def write_entry(
-    path: Path, file: str, sha256: str, place: Place, recipe: Recipe, measured: Measured
+    path: Path,
+    file: str,
+    sha256: str,
+    place: Place,
+    recipe: Recipe,
+    measured: Measured,
+    licence: str = "",
 ) -> None:
     """Write the TOML of an SAE whose weights lie beside it as `file`."""
     share = measured.dead / recipe.d_sae
@@ -104,6 +110,8 @@ def write_entry(
             f"L0 {measured.l0:.2f}, fvu {measured.fvu:.4f}, dead {share:.1%} of {recipe.d_sae}"
         ),
     }
+    if licence:
+        spec["licence"] = licence
     lines = [f"{key} = {_toml(value)}" for key, value in spec.items()]
     lines += ["", "[weights]", f"file = {_toml(file)}", f"sha256 = {_toml(sha256)}", ""]
     assert set(spec) <= set(SaeSpec.__dataclass_fields__)

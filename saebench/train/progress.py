@@ -86,6 +86,6 @@ def _print(found: Sequence[TrainedSae], config: TrainConfig, console: Console) -
                 style="yellow",
                 markup=False,
             )
-    if found:
+    if any(sae.measured for sae in found):
         console.print("measured on a sample of the training rows; next:", style="dim")
         console.print(f"  saebench run --registry {config.out} --sae {found[0].name}", markup=False)

@@ -96,7 +96,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> list[TrainedSae]:
         sha256 = write_sae(one.sae, weights, extra=extra, dtype=config.save_dtype)
         # Measured as it is read back, so with the rounding of the file.
         measured = measure(read_sae(weights).to(device), stream, device)
-        write_entry(path, weights.name, sha256, job.place, one.recipe, measured)
+        write_entry(path, weights.name, sha256, job.place, one.recipe, measured, config.licence)
         found.append(TrainedSae(name, path, one.recipe, measured, seconds / len(fitted)))
     checkpoint.remove()
     return found

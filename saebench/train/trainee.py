@@ -15,13 +15,20 @@ from torch import Tensor
 from saebench.errors import NonFiniteError
 from saebench.train.architectures import Forward, Params, forward
 from saebench.train.recipe import PENALISED, Recipe
-from saebench.train.revive import auxk_loss, resample
+from saebench.train.revive import (
+    RESAMPLE_EVERY,
+    RESAMPLE_UNTIL,
+    RESAMPLED,
+    auxk_loss,
+    resample,
+    sink_thresholds,
+    start_threshold,
+)
 from saebench.train.sparsity import Controller
 
 # Adam moves log θ by lr a step, and θ has orders of magnitude to go: at the rate of the weights it
 # comes late, the controller overshoots, and the L0 of JumpReLU ends far from its target.
 RATES = {"log_threshold_s": 5.0}
-RESAMPLE_UNTIL = 0.6  # share of the steps after which no dead latent is restarted
 
 
 class Trainee:
@@ -70,8 +77,7 @@ class Trainee:
             "b_dec_d": torch.zeros(d_model) if b_dec_d is None else b_dec_d.cpu(),
         }
         if self.recipe.arch == "jumprelu":
-            # The deviation of a random unit direction's pre-activation is 1/√d.
-            params["log_threshold_s"] = torch.full((s,), 0.1 * d_model**-0.5).log()
+            params["log_threshold_s"] = torch.full((s,), start_threshold(d_model)).log()
         if self.recipe.arch == "gated":
             params |= {"r_mag_s": torch.zeros(s), "b_mag_s": torch.zeros(s)}
         return params
@@ -79,6 +85,14 @@ class Trainee:
     @property
     def progress(self) -> float:
         return self.step_count / self.recipe.steps
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of this step: a linear rise, a plateau, a linear fall to 0."""
+        recipe = self.recipe
+        rise = (self.step_count + 1) / max(1.0, recipe.warmup * recipe.steps)
+        fall = (recipe.steps - self.step_count) / max(1.0, recipe.decay * recipe.steps)
+        return recipe.lr * min(1.0, rise, fall)
 
     @property
     def dead_s(self) -> Tensor:
@@ -115,10 +129,8 @@ class Trainee:
         # Rows stay on the sphere: what would only change their length is taken out of the step.
         W_dec_sd.grad -= (W_dec_sd.grad * W_dec_sd).sum(-1, keepdim=True) * W_dec_sd
         torch.nn.utils.clip_grad_norm_(self.params.values(), recipe.clip)
-        rise = (self.step_count + 1) / max(1.0, recipe.warmup * recipe.steps)
-        fall = (recipe.steps - self.step_count) / max(1.0, recipe.decay * recipe.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * group["factor"] * min(1.0, rise, fall)
+            group["lr"] = self.rate * group["factor"]
         self.optimizer.step()
         W_dec_sd /= W_dec_sd.norm(dim=-1, keepdim=True)
 
@@ -127,16 +139,20 @@ class Trainee:
         recipe = self.recipe
         self.silent_s += len(x_nd)
         self.silent_s[active_ns.any(0)] = 0
-        if recipe.arch not in PENALISED or self.progress >= RESAMPLE_UNTIL:
+        if recipe.arch == "jumprelu":
+            thresholds_s = self.params["log_threshold_s"]
+            sink_thresholds(thresholds_s, self.dead_s, self.rate, x_nd.shape[1])
+        if recipe.arch not in RESAMPLED or self.progress >= RESAMPLE_UNTIL:
             return
-        every = max(1, recipe.dead_after // recipe.batch_rows)
-        if (self.step_count + 1) % every == 0:
+        silence = RESAMPLE_EVERY * recipe.dead_after
+        if (self.step_count + 1) % max(1, silence // recipe.batch_rows) == 0:
             moments = {
                 name: [v for k, v in self.optimizer.state[value].items() if k != "step"]
                 for name, value in self.params.items()
             }
-            if resample(self.params, moments, out, x_nd, self.dead_s, self.generator):
-                self.silent_s[self.dead_s] = 0
+            long_s = self.silent_s >= silence
+            if resample(self.params, moments, out, x_nd, long_s, self.generator):
+                self.silent_s[long_s] = 0
 
     def weights(self) -> Params:
         """The weights in scaled space, detached, with `threshold_s` where the architecture has it.
