@@ -143,8 +143,11 @@ def default_choice(refs: Sequence[CoderRef], suite: str) -> list[CoderRef]:
         if ref.is_sae and ref.depth == 1:
             by_place.setdefault((ref.site, ref.tokens), []).append(ref)
     for place, members in by_place.items():
-        ordered = sorted(members, key=lambda r: (r.sae.l0 or 0.0 if r.sae else 0.0, r.name))
-        reference[place] = ordered[len(ordered) // 2].name
+        l0 = {member.name: round(member.sae.l0 or 0) if member.sae else 0 for member in members}
+        median = sorted(l0.values())[len(l0) // 2]
+        # Of several at the median, the one of shortest name is mostly the plain recipe.
+        tied = [name for name in l0 if l0[name] == median]
+        reference[place] = min(tied, key=lambda name: (len(name), name))
     return [
         ref
         for ref in refs

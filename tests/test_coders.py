@@ -46,8 +46,8 @@ def test_by_default_all_saes_and_controls(registry: Registry) -> None:
         ("pca-4", "all"),
         ("pca-8", "all"),
         # derived from the SAE of median L0 of each token set
-        ("small/c@random", "all"),
-        ("small/c@shuffled-decoder", "all"),
+        ("small/b@random", "all"),
+        ("small/b@shuffled-decoder", "all"),
         ("small/cls@random", "cls"),
         ("small/cls@shuffled-decoder", "cls"),
     }
