@@ -2,7 +2,7 @@
 
 The same recipe on every embedded backbone, at its default site and over all its tokens, on the
 train split of `shapes`: TopK at three sparsities. On tiny-vit also every other architecture at the
-middle one, and two further seeds. About a minute of one core for a backbone, five for tiny-vit.
+middle one, and two further seeds. One core takes about a minute for a backbone, three for tiny-vit.
 Nothing is done for what is there already; `--overwrite` makes it again.
 """
 
@@ -22,7 +22,7 @@ SPARSITIES = (4, 8, 16)
 MIDDLE = 8
 
 
-def calls(backbone: str, out: Path, overwrite: bool) -> list[TrainConfig]:
+def calls(backbone: str, out: Path, *, overwrite: bool = False) -> list[TrainConfig]:
     """The calls of `saebench train` that make a backbone's SAEs."""
 
     def call(**fields: object) -> TrainConfig:
@@ -52,13 +52,12 @@ def calls(backbone: str, out: Path, overwrite: bool) -> list[TrainConfig]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m recipes.embedded_saes")
     parser.add_argument("backbone", nargs="*", default=BACKBONES, help="by default all")
-    parser.add_argument("--out", type=Path, default=paths.CONTENT, help="a content folder")
     parser.add_argument("--overwrite", action="store_true", help="make again what is there")
     parser.add_argument("--threads", type=int, default=1, help="of torch; bits depend on it")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for backbone in arguments.backbone:
-        for config in calls(backbone, arguments.out, arguments.overwrite):
+        for config in calls(backbone, paths.CONTENT, overwrite=arguments.overwrite):
             train_with_progress(config, Console())
 
 

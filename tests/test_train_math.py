@@ -15,7 +15,7 @@ from saebench.saes import Sae
 from saebench.train.architectures import forward
 from saebench.train.convert import architecture_of, from_sae, to_sae
 from saebench.train.recipe import ARCHITECTURES, Arch
-from saebench.train.revive import auxk_loss, resample, sink_thresholds
+from saebench.train.revive import auxk_loss, lower_the_bar
 from saebench.train.scaling import Scaling, geometric_median, measure_scaling
 from saebench.train.sparsity import Controller
 from saebench.train.trainee import Trainee, batch_threshold
@@ -138,38 +138,39 @@ def test_auxk_lets_the_dead_explain_what_is_left() -> None:
     assert auxk_loss(t.params, out, x_nd, torch.zeros(S, dtype=torch.bool)) is None
 
 
-def test_resampling_restarts_the_dead_and_leaves_the_living() -> None:
-    x_nd = rows()
-    t = trainee("gated", l0=4.0)
-    t.step(x_nd)
-    before = {name: value.detach().clone() for name, value in t.params.items()}
-    moment_ds = t.optimizer.state[t.params["W_enc_ds"]]["exp_avg"]
-    moments = {"W_enc_ds": [moment_ds]}
-    dead_s = torch.arange(S) % 4 == 0
-    out = forward(t.recipe, t.params, x_nd)
-    assert resample(t.params, moments, out, x_nd, dead_s, torch.Generator().manual_seed(0)) == 4
-    for name, value in t.params.items():
-        now, was = (v.T if name == "W_enc_ds" else v for v in (value, before[name]))
-        assert (
-            torch.equal(now, was) if name == "b_dec_d" else torch.equal(now[~dead_s], was[~dead_s])
-        )
-    # Each new direction is that of a row's residual.
-    left_nd = torch.nn.functional.normalize((x_nd - out.recon_nd).detach(), dim=-1)
-    best = (t.params["W_dec_sd"][dead_s] @ left_nd.T).max(1).values
-    torch.testing.assert_close(best, torch.ones(4), atol=1e-5, rtol=0)
-    assert float(moment_ds[:, dead_s].abs().max()) == 0
-    assert float(moment_ds[:, ~dead_s].abs().max()) > 0
-
-
 def test_thresholds_of_the_dead_sink_to_where_they_started() -> None:
-    log_threshold_s, least = torch.zeros(4), math.log(0.1 / math.sqrt(D))
+    least = math.log(0.1 / math.sqrt(D))
+    params = {"log_threshold_s": torch.zeros(4), "b_enc_s": torch.zeros(4), "b_dec_d": rows(1)[0]}
     dead_s = torch.tensor([True, False, True, False])
-    sink_thresholds(log_threshold_s, dead_s, 0.01, D)
-    assert log_threshold_s.tolist() == pytest.approx([-0.025, 0, -0.025, 0])
-    log_threshold_s[0] = least - 1  # one that training took below stays
+    lower_the_bar(params, dead_s, 0.01)
+    assert params["log_threshold_s"].tolist() == pytest.approx([-0.025, 0, -0.025, 0])
+    params["log_threshold_s"][0] = least - 1  # one that training took below stays
     for _ in range(200):
-        sink_thresholds(log_threshold_s, dead_s, 0.01, D)
-    assert log_threshold_s.tolist() == pytest.approx([least - 1, 0, least, 0])
+        lower_the_bar(params, dead_s, 0.01)
+    assert params["log_threshold_s"].tolist() == pytest.approx([least - 1, 0, least, 0])
+    assert params["b_enc_s"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("arch", ["relu", "gated", "jumprelu"])
+def test_a_dead_latent_fires_again_where_it_fits_best(arch: Arch) -> None:
+    """Without any gradient: the loss cannot reach a latent that is below zero on every row."""
+    x_nd = rows()
+    t = trainee(arch, l0=4.0)
+    dead_s = torch.arange(S) == 3
+    with torch.no_grad():
+        for name in ("b_enc_s", "b_mag_s"):
+            if name in t.params and arch != "jumprelu":
+                t.params[name][3] = -3.0
+        if arch == "jumprelu":
+            t.params["log_threshold_s"][3] = 3.0
+    best = int(numpy_pre(t, x_nd)[:, 3].argmax())
+    fired_n = torch.zeros(N, dtype=torch.bool)
+    for _ in range(5000):
+        fired_n = forward(t.recipe, t.params, x_nd).codes_ns[:, 3] > 0
+        if fired_n.any():
+            break
+        lower_the_bar(t.params, dead_s, 0.004)
+    assert fired_n.nonzero().flatten().tolist() == [best]
 
 
 def test_scaling_is_mean_and_root_mean_square_and_folds_away() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from saebench.errors import WeightsError
 from saebench.train.checkpoint import Checkpoint
-from saebench.train.fit import fit
+from saebench.train.fit import fit, measure
 from saebench.train.recipe import ARCHITECTURES
 from tests.train_cases import CPU, known_features, recipe, same, stream
 
@@ -26,7 +26,7 @@ import sys, time
 from pathlib import Path
 import torch
 from saebench.train.checkpoint import Checkpoint
-from saebench.train.fit import fit
+from saebench.train.fit import fit, measure
 from tests.test_train_resume import RECIPES
 from tests.train_cases import CPU, known_features, stream
 torch.set_num_threads(int(sys.argv[2]))
@@ -49,10 +49,10 @@ def test_a_kill_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
     while step < 40 and time.monotonic() < deadline:
         assert child.poll() is None, "the training ended before it was killed"
         time.sleep(0.05)
-        step = (checkpoint.load(CPU) or {"step": 0})["step"]
+        step = (checkpoint.load() or {"step": 0})["step"]
     child.send_signal(signal.SIGKILL)
     child.wait()
-    saved = checkpoint.load(CPU)
+    saved = checkpoint.load()
     assert saved is not None
     assert 40 <= saved["step"] < STEPS
 
@@ -73,7 +73,7 @@ def test_a_kill_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
 def test_a_checkpoint_is_never_that_of_another_training(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "c.pt", "one").save({"step": 1})
     with pytest.raises(WeightsError, match="another training"):
-        Checkpoint(tmp_path / "c.pt", "two").load(CPU)
+        Checkpoint(tmp_path / "c.pt", "two").load()
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     for damaged in (data[: len(data) // 2], b"", b"not a checkpoint"):
         checkpoint.path.write_bytes(damaged)
         with pytest.raises(WeightsError, match="delete it"):
-            checkpoint.load(CPU)
+            checkpoint.load()
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -94,5 +94,27 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     torch.save({"version": 1, "identity": "one", "step": Harmful()}, path)
     with pytest.raises(WeightsError):
-        Checkpoint(path, "one").load(CPU)
+        Checkpoint(path, "one").load()
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_training_starts_resumes_and_finishes(tmp_path: Path) -> None:
+    """Its sums have no fixed order, so that it is close to the CPU's and not the same bits."""
+    device = torch.device("cuda")
+    checkpoint = Checkpoint(tmp_path / "c.pt", "it", every_seconds=0.0)
+    x_nd, _ = known_features()
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, trainees: object) -> None:
+        if done == STEPS // 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(RECIPES, stream(x_nd), device=device, checkpoint=checkpoint, watch=stop)
+    on_gpu = fit(RECIPES, stream(x_nd), device=device, checkpoint=checkpoint)
+    for gpu, cpu in zip(on_gpu, fit(RECIPES, stream(x_nd), device=CPU), strict=True):
+        a, b = (measure(one.sae.to(CPU), stream(x_nd), CPU) for one in (gpu, cpu))
+        assert a.fvu == pytest.approx(b.fvu, rel=0.1), gpu.recipe.setting

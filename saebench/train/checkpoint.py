@@ -1,7 +1,7 @@
 """A call of `train` saved in the middle: one file, replaced atomically, read without running code.
 
 It holds the step (which is the position in the stream), the input scaling, and for every SAE its
-parameters, optimiser, generator, controller and firing counts. It belongs to one identity, the
+parameters, optimiser, controller and firing counts. It belongs to one identity, the
 recipes and the rows they are trained on: another call's file is an error and not a start.
 """
 
@@ -36,12 +36,12 @@ class Checkpoint:
         with replacing(self.path) as temporary:
             torch.save({"version": VERSION, "identity": self.identity, **state}, temporary)
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The saved state, or None when there is none. Errors: WeightsError."""
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, on the CPU, or None when there is none. Errors: WeightsError."""
         if not self.path.is_file():
             return None
         try:
-            state = torch.load(self.path, map_location=device, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, UnpicklingError, zipfile.BadZipFile) as error:
             raise WeightsError(
                 f"the checkpoint {self.path} cannot be read: {error}",

@@ -73,9 +73,9 @@ def fit(
     steps = _same(recipes, "steps")
     if _same(recipes, "batch_rows") != stream.batch_rows:
         raise UsageError(f"the recipes' batches are not the stream's, {stream.batch_rows} rows")
-    saved = checkpoint.load(device) if checkpoint else None
+    saved = checkpoint.load() if checkpoint else None
     if saved:
-        scaling = Scaling(saved["mean_d"], saved["scale"])
+        scaling = Scaling(saved["mean_d"].to(device), saved["scale"])
     else:
         scaling = measure_scaling(x_nd.to(device) for x_nd in stream.sample(SAMPLE_ROWS))
     trainees = _trainees(recipes, stream, scaling, device, start)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from saebench import paths
 from saebench.train.config import TrainConfig
 from saebench.train.fit import TOLERANCE
 from saebench.train.run import TrainedSae, Watch, train
@@ -86,6 +88,9 @@ def _print(found: Sequence[TrainedSae], config: TrainConfig, console: Console) -
                 style="yellow",
                 markup=False,
             )
-    if any(sae.measured for sae in found):
+    trained = [sae for sae in found if sae.measured]
+    if trained:
         console.print("measured on a sample of the training rows; next:", style="dim")
-        console.print(f"  saebench run --registry {config.out} --sae {found[0].name}", markup=False)
+        elsewhere = Path(config.out).resolve() != paths.CONTENT
+        option = f"--registry {config.out} " if elsewhere else ""
+        console.print(f"  saebench run {option}--sae {trained[0].name}", markup=False)

@@ -46,9 +46,6 @@ class Scaling:
         scaled["b_dec_d"] = (raw["b_dec_d"] - self.mean_d) / self.scale
         return scaled
 
-    def to(self, device: torch.device) -> Scaling:
-        return Scaling(self.mean_d.to(device), self.scale)
-
 
 def measure_scaling(tiles: Iterable[Tensor]) -> Scaling:
     """m and c over tiles [n d], in float64. Errors: NonFiniteError; DataError if x is constant."""

@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 
 from saebench.errors import NonFiniteError
-from saebench.train.architectures import Forward, Params, forward
+from saebench.train.architectures import Params, forward
 from saebench.train.recipe import PENALISED, Recipe
-from saebench.train.revive import (
-    RESAMPLE_EVERY,
-    RESAMPLE_UNTIL,
-    RESAMPLED,
-    auxk_loss,
-    resample,
-    sink_thresholds,
-    start_threshold,
-)
+from saebench.train.revive import auxk_loss, lower_the_bar, start_threshold
 from saebench.train.sparsity import Controller
 
 # Adam moves log θ by lr a step, and θ has orders of magnitude to go: at the rate of the weights it
@@ -44,8 +36,6 @@ class Trainee:
         b_dec_d: Tensor | None = None,
     ) -> None:
         self.recipe = recipe
-        # On the CPU, whatever the device, so that a seed means the same start everywhere.
-        self.generator = torch.Generator().manual_seed(recipe.seed)
         start = dict(weights) if weights else self._random_start(d_model, b_dec_d)
         if "threshold_s" in start:
             start["log_threshold_s"] = start.pop("threshold_s").log()
@@ -68,7 +58,9 @@ class Trainee:
 
     def _random_start(self, d_model: int, b_dec_d: Tensor | None) -> Params:
         s = self.recipe.d_sae
-        rows_sd = torch.randn(s, d_model, generator=self.generator)
+        # On the CPU, whatever the device, so that a seed means the same start everywhere.
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        rows_sd = torch.randn(s, d_model, generator=generator)
         W_dec_sd = torch.nn.functional.normalize(rows_sd, dim=-1)
         params = {
             "W_enc_ds": W_dec_sd.T.contiguous(),
@@ -119,7 +111,7 @@ class Trainee:
         self.optimizer.zero_grad()
         loss.backward()
         self._update()
-        self._remember(active_ns, out, x_nd)
+        self._remember(active_ns)
         self.step_count += 1
 
     @torch.no_grad()
@@ -135,24 +127,11 @@ class Trainee:
         W_dec_sd /= W_dec_sd.norm(dim=-1, keepdim=True)
 
     @torch.no_grad()
-    def _remember(self, active_ns: Tensor, out: Forward, x_nd: Tensor) -> None:
-        recipe = self.recipe
-        self.silent_s += len(x_nd)
+    def _remember(self, active_ns: Tensor) -> None:
+        self.silent_s += len(active_ns)
         self.silent_s[active_ns.any(0)] = 0
-        if recipe.arch == "jumprelu":
-            thresholds_s = self.params["log_threshold_s"]
-            sink_thresholds(thresholds_s, self.dead_s, self.rate, x_nd.shape[1])
-        if recipe.arch not in RESAMPLED or self.progress >= RESAMPLE_UNTIL:
-            return
-        silence = RESAMPLE_EVERY * recipe.dead_after
-        if (self.step_count + 1) % max(1, silence // recipe.batch_rows) == 0:
-            moments = {
-                name: [v for k, v in self.optimizer.state[value].items() if k != "step"]
-                for name, value in self.params.items()
-            }
-            long_s = self.silent_s >= silence
-            if resample(self.params, moments, out, x_nd, long_s, self.generator):
-                self.silent_s[long_s] = 0
+        if self.recipe.arch in PENALISED:
+            lower_the_bar(self.params, self.dead_s, self.rate)
 
     def weights(self) -> Params:
         """The weights in scaled space, detached, with `threshold_s` where the architecture has it.
@@ -171,7 +150,6 @@ class Trainee:
             "params": {name: value.detach() for name, value in self.params.items()},
             "optimizer": self.optimizer.state_dict(),
             "controller": self.controller.state() if self.controller else {},
-            "generator": self.generator.get_state(),
             "silent_s": self.silent_s,
             "step_count": self.step_count,
         }
@@ -183,7 +161,6 @@ class Trainee:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.controller is not None:
             self.controller.restore(state["controller"])
-        self.generator.set_state(state["generator"])
         self.silent_s.copy_(state["silent_s"])
         self.step_count = state["step_count"]
 
