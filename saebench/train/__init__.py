@@ -1,6 +1,6 @@
 """Reference SAEs by one recipe on any backbone, so that backbones can be compared fairly.
 
-    trained = train(TrainConfig(backbone="tiny-vit", arch=("topk", "jumprelu"), k=(8, 16)))
+    trained = train(TrainConfig(backbone="tiny-vit", arch=("topk", "jumprelu"), k=(12, 24)))
 
 trains four SAEs in one pass over the activations, writes each as a safetensors file and a registry
 entry, and says what was measured. docs/train.md has the recipe and its reasons. No torch is

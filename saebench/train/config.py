@@ -34,10 +34,10 @@ class TrainConfig:
     k: tuple[int, ...] = ()  # sparsities of the TopK family; by default 32, or that of `init`
     l0: tuple[float, ...] = ()  # target L0 of relu, jumprelu and gated; by default those of `k`
     d_sae: int | None = None  # latents; by default `expansion` times the width
-    expansion: float = 8.0
+    expansion: float = 8.0  # latents for each dimension of the site
     seed: tuple[int, ...] = (0,)  # of the start; the order of the rows is the same for all
 
-    steps: int = 5_000
+    steps: int = 5_000  # of the optimiser
     batch_rows: int = 1_024  # rows a step; 4096 is usual for a ViT-B
     lr: float | None = None  # by default 2e-4·√(16384 / d_sae)
     warmup: float = 0.05  # share of the steps in which the learning rate rises
@@ -57,10 +57,10 @@ class TrainConfig:
     name: str = ""  # of the entry, below the backbone's folder; a prefix when there are several
     out: str = "trained"  # a content folder: entries go to <out>/saes/<backbone>/
     registry: tuple[str, ...] = ()  # folders searched before all others
-    save_dtype: Literal["float32", "float16"] = "float32"
+    save_dtype: Literal["float32", "float16"] = "float32"  # of the weights file
     licence: str = ""  # of the weights, written into the entry
     overwrite: bool = False  # replace entries of the same name made in another way
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = 5.0  # between two checkpoints; 0 writes one after every step
 
 
 @dataclass(frozen=True)
