@@ -44,9 +44,7 @@ class TrainConfig:
     decay: float = 0.3  # share of the steps, the last ones, in which it falls to 0
     clip: float = 1.0  # largest norm of the gradient
     b_dec: Literal["mean", "geometric-median"] = "mean"  # where the decoder's bias starts
-    dead_after: int | None = (
-        None  # rows without firing; a latent is then dead; by default 200·d_sae / L0
-    )
+    dead_after: int | None = None  # silent rows of a dead latent; by default 200·d_sae / L0
     penalty: Literal["step", "tanh"] = "step"  # of jumprelu
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
