@@ -114,16 +114,8 @@ class View:
     @cached_property
     def x_nd(self) -> torch.Tensor:
         """The same as rows, image-major. Errors: NonFiniteError."""
-        x_nd = self.x_btd.reshape(-1, self.x_btd.shape[-1])
-        # A sum is non-finite if any term is: one pass, no mask of the size of x. It may overflow
-        # for finite x, so only then is every element looked at.
-        if not torch.isfinite(x_nd.sum()) and not torch.isfinite(x_nd).all():
-            raise NonFiniteError(
-                f"the activations of '{self.images.backbone.spec.name}' at '{self.site}' are NaN "
-                f"or infinite near image {self.images.ids[0]}",
-                "try --dtype float32, and look at the image",
-            )
-        return x_nd
+        check_finite(self.x_btd, self.images.backbone, self.site, self.images.ids[0])
+        return self.x_btd.reshape(-1, self.x_btd.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -197,7 +189,7 @@ class SaeBatch:
     def _recon_btd(self) -> torch.Tensor:
         codes = self.codes
         recon_nd = self._guarded("decode", lambda: self.coder.decode(codes))
-        if not torch.isfinite(recon_nd.sum()) and not torch.isfinite(recon_nd).all():
+        if not all_finite(recon_nd):
             raise CoderError("its reconstruction is NaN or infinite on finite activations")
         return recon_nd.view_as(self.view.x_btd)
 
@@ -254,6 +246,45 @@ class SaeBatch:
             if replaced in ("sae_tokens", kind):
                 acts_btd[:, layout[kind]] = recon_btd[:, part].to(acts_btd.dtype)
         return images.backbone.resume(root.site, acts_btd, capture.state)
+
+
+def all_finite(x: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    # A sum is non-finite if any term is: one pass, no mask of the size of x. It may overflow for
+    # finite terms, so only then is every element looked at.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+
+
+def check_finite(x: torch.Tensor, backbone: Backbone, site: str, image: str) -> None:
+    """Errors: NonFiniteError where activations of a batch that begins with `image` are not."""
+    if not all_finite(x):
+        raise NonFiniteError(
+            f"the activations of '{backbone.spec.name}' at '{site}' are NaN or infinite "
+            f"near image {image}",
+            "try --dtype float32, and look at the image",
+        )
+
+
+TILE_BYTES = 256 * 2**20  # of pre-activations held at once while encoding
+SMALLEST_TILE = 4 * 2**20
+
+
+@dataclass
+class Tiles:
+    """Row tile of the encoder and images in a batch: halved when memory runs out, never grown."""
+
+    tile_bytes: int
+    batch_size: int
+
+    def halve(self) -> bool:
+        """First the row tile, then the batch. False when neither can be halved again."""
+        if self.tile_bytes > SMALLEST_TILE:
+            self.tile_bytes //= 2
+        elif self.batch_size > 1:
+            self.batch_size //= 2
+        else:
+            return False
+        return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ three are fitted in one pass; the last needs their values, so it takes a second,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone
-from saebench.batch import rebased
+from saebench.batch import Tiles, check_finite, is_out_of_memory, rebased
 from saebench.data import Dataset
 from saebench.data.loader import batches
-from saebench.identity import content_hash
 from saebench.plan import PROTOCOL, Source
 from saebench.saes import Coder
-from saebench.store import Store
+from saebench.specs import semantic_fields
+from saebench.store import Artifact, Store
 
 CALIBRATION_IMAGES = 256  # train images that an L0 and a control's scale are measured on
 CHUNK = 16_384  # rows whose float64 copy is held at once
@@ -44,7 +44,7 @@ class Fit(Protocol):
     def n_images(self) -> int | None: ...  # first train images; None: all that statistics see
     @property
     def key(self) -> Mapping[str, Any]: ...
-    def update(self, acts_btd: torch.Tensor) -> None: ...
+    def update(self, acts_btd: torch.Tensor, tile_bytes: int) -> None: ...
     def arrays(self) -> dict[str, np.ndarray]: ...
 
 
@@ -60,7 +60,7 @@ class SiteMean:
         self.n_k = np.zeros(len(self.layout), dtype=np.int64)
         self.sum_kd = np.zeros((len(self.layout), width))
 
-    def update(self, acts_btd: torch.Tensor) -> None:
+    def update(self, acts_btd: torch.Tensor, tile_bytes: int) -> None:
         for i, part in enumerate(self.layout.values()):
             x_nd = acts_btd[:, part].reshape(-1, acts_btd.shape[-1])
             self.n_k[i] += x_nd.shape[0]
@@ -83,7 +83,7 @@ class SiteScatter:
             (len(self.layout), width, width), dtype=torch.float64, device=backbone.device
         )
 
-    def update(self, acts_btd: torch.Tensor) -> None:
+    def update(self, acts_btd: torch.Tensor, tile_bytes: int) -> None:
         for i, part in enumerate(self.layout.values()):
             for x_nd in acts_btd[:, part].reshape(-1, acts_btd.shape[-1]).split(CHUNK):
                 x_nd = x_nd.double()
@@ -110,9 +110,9 @@ class SaeL0:
         self.tokens = token_index(backbone, site, kinds)
         self.total, self.n = 0, 0
 
-    def update(self, acts_btd: torch.Tensor) -> None:
+    def update(self, acts_btd: torch.Tensor, tile_bytes: int) -> None:
         x_nd = acts_btd[:, self.tokens].reshape(-1, acts_btd.shape[-1])
-        self.total += int(self.sae.encode(x_nd).l0_n().sum())
+        self.total += int(self.sae.encode(x_nd, tile_bytes=tile_bytes).l0_n().sum())
         self.n += x_nd.shape[0]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -137,9 +137,10 @@ class RandomScale:
         self.tokens = token_index(backbone, site, kinds)
         self.dot, self.square = 0.0, 0.0
 
-    def update(self, acts_btd: torch.Tensor) -> None:
+    def update(self, acts_btd: torch.Tensor, tile_bytes: int) -> None:
         x_nd = acts_btd[:, self.tokens].reshape(-1, acts_btd.shape[-1])
-        u_nd = (self.unscaled.decode(self.unscaled.encode(x_nd)) - self.bias_d).double()
+        codes = self.unscaled.encode(x_nd, tile_bytes=tile_bytes)
+        u_nd = (self.unscaled.decode(codes) - self.bias_d).double()
         self.dot += float((u_nd * (x_nd - self.bias_d).double()).sum())
         self.square += float(u_nd.square().sum())
 
@@ -166,29 +167,33 @@ class Fitter:
     store: Store
     identity: Callable[[str], Mapping[str, Any]]  # site -> identity of the backbone there
     dtype: str
-    batch_size: int
+    tiles: Tiles
     workers: int = 0
     on_images: Callable[[int], None] = lambda n: None
 
-    def fit(self, fits: Sequence[Fit]) -> list[dict[str, np.ndarray]]:
-        """The arrays of each, from the store where they are, else from one pass for all."""
-        found = [self.store.find(fit.kind, self._key(fit)) for fit in fits]
-        missing = [fit for fit, artifact in zip(fits, found, strict=True) if artifact is None]
-        self._pass(missing)
-        made = {id(fit): self.store.put(fit.kind, self._key(fit), fit.arrays()) for fit in missing}
-        return [
-            (made[id(fit)] if artifact is None else artifact).arrays
-            for fit, artifact in zip(fits, found, strict=True)
-        ]
+    def fit(self, makers: Sequence[Callable[[], Fit]]) -> list[Artifact]:
+        """The artifact of each, from the store where it is, else from one pass for all.
 
-    def ids(self, fits: Sequence[Fit]) -> list[str]:
-        """What identifies each artifact."""
-        return [content_hash(self._key(fit)) for fit in fits]
+        Each maker gives an empty fit; a pass that runs out of memory begins again with new ones.
+        Errors: NonFiniteError (NaN or infinite train activations: nothing is stored).
+        """
+        fits = [make() for make in makers]
+        found = [self.store.find(fit.kind, self._key(fit)) for fit in fits]
+        missing = [i for i, artifact in enumerate(found) if artifact is None]
+        fitted = self._pass([makers[i] for i in missing])
+        made = dict(zip(missing, fitted, strict=True))
+        artifacts = []
+        for i, artifact in enumerate(found):
+            if artifact is None:
+                fit = made[i]
+                artifact = self.store.get(fit.kind, self._key(fit), fit.arrays)
+            artifacts.append(artifact)
+        return artifacts
 
     def _key(self, fit: Fit) -> dict[str, Any]:
         return {
             "backbone": self.identity(fit.site),
-            "dataset": self.source.spec.name,
+            "dataset": {"name": self.source.spec.name, **semantic_fields(self.source.spec)},
             "train": self.source.train_sha256,
             "n_images": self._n_images(fit),
             "dtype": self.dtype,
@@ -199,30 +204,45 @@ class Fitter:
     def _n_images(self, fit: Fit) -> int:
         return min(fit.n_images or self.source.n_train, self.source.n_train)
 
-    def _pass(self, fits: Sequence[Fit]) -> None:
-        if not fits:
-            return
+    def _pass(self, makers: Sequence[Callable[[], Fit]]) -> list[Fit]:
+        while True:
+            fits = [make() for make in makers]
+            try:
+                if fits:
+                    self._see_images(fits)
+                return fits
+            except Exception as error:
+                if not (is_out_of_memory(error) and self.tiles.halve()):
+                    raise
+                error.__traceback__ = None  # it holds the frames that hold the memory
+                del fits
+
+    def _see_images(self, fits: Sequence[Fit]) -> None:
         last = max(self._n_images(fit) for fit in fits)
+        split = self.source.spec.train
+        manifest = self.dataset.manifest(split)
+        stream = batches(
+            self.dataset,
+            split,
+            manifest.order(last),
+            self.backbone.transform,
+            self.tiles.batch_size,
+            self.workers,
+        )
         seen = 0
-        for images_b3hw in self._train_images(last):
+        for index, images_b3hw in stream:
             # No fit ends inside a batch of another: each sees its own first images exactly.
             sites = sorted({fit.site for fit in fits if self._n_images(fit) > seen})
             captures = self.backbone.acts(images_b3hw, sites)
-            for fit in fits:
-                left = self._n_images(fit) - seen
-                if left > 0:
-                    fit.update(captures[fit.site].acts_btd[:left].float())
-            seen += images_b3hw.shape[0]
-            self.on_images(images_b3hw.shape[0])
-
-    def _train_images(self, n_images: int) -> Iterator[torch.Tensor]:
-        split = self.source.spec.train
-        order = self.dataset.manifest(split).order(n_images)
-        stream = batches(
-            self.dataset, split, order, self.backbone.transform, self.batch_size, self.workers
-        )
-        for _, images_b3hw in stream:
-            yield images_b3hw
+            for site in sites:
+                acts_btd = captures[site].acts_btd.float()
+                check_finite(acts_btd, self.backbone, site, manifest.ids[int(index[0])])
+                for fit in fits:
+                    left = self._n_images(fit) - seen
+                    if fit.site == site and left > 0:
+                        fit.update(acts_btd[:left], self.tiles.tile_bytes)
+            seen += len(index)
+            self.on_images(len(index))
 
 
 def kind_means(

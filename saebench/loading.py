@@ -6,41 +6,21 @@ fails its own units and the others finish.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from saebench import controls
 from saebench.backbones import Backbone
+from saebench.calibrate import Place, fit_train
 from saebench.coders import CoderRef, chain_of, token_kinds
 from saebench.errors import Mismatch
-from saebench.fit import (
-    Fit,
-    Fitter,
-    RandomScale,
-    SaeL0,
-    SiteMean,
-    SiteScatter,
-    mean_per_token,
-    overall_mean,
-    principal_components,
-)
+from saebench.fit import Fitter
 from saebench.formats import read_entry
-from saebench.plan import coder_identity, root_site
+from saebench.plan import root_site
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
 from saebench.specs import SaeSpec
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where coders sit: a site of the backbone and the token kinds they cover there."""
-
-    site: str
-    kinds: tuple[str, ...]
 
 
 @dataclass
@@ -79,7 +59,18 @@ def load_coders(
         loaded.parents[ref] = tuple(saes[link.name] for link in reversed(chain[1:]))
         if ref.control is None:
             loaded.coders[ref] = saes[ref.sae.name]
-    _build_controls(loaded, refs, saes, backbone, registry, fitter, seed)
+    train = fit_train(
+        [ref for ref in refs if ref not in loaded.errors],
+        loaded.places,
+        saes,
+        registry=registry,
+        fitter=fitter,
+        seed=seed,
+    )
+    loaded.shifts = train.shifts
+    for ref in refs:
+        if ref.control is not None and ref not in loaded.errors:
+            loaded.coders[ref] = train.control(ref)
     return loaded
 
 
@@ -94,101 +85,3 @@ def check_widths(chain: Sequence[SaeSpec], saes: Mapping[str, Sae], width: int, 
                 "is it the right backbone, site or file?",
             )
         width, site = sae.d_sae, f"sae:{link.name}/codes"
-
-
-def _build_controls(
-    loaded: Loaded,
-    refs: Sequence[CoderRef],
-    saes: Mapping[str, Sae],
-    backbone: Backbone,
-    registry: Registry,
-    fitter: Fitter,
-    seed: int,
-) -> None:
-    good = [ref for ref in refs if ref not in loaded.errors]
-    places = {loaded.places[ref]: None for ref in good}
-    fits: dict[tuple[str, str], Fit] = {}
-    for place in places:
-        fits["mean", place.site] = SiteMean(backbone, place.site)
-    for ref in good:
-        place = loaded.places[ref]
-        if ref.control == "pca":
-            fits["scatter", place.site] = SiteScatter(backbone, place.site)
-        if ref.control == "random":
-            assert ref.sae is not None
-            fits["l0", ref.name] = SaeL0(
-                backbone, place.site, place.kinds, saes[ref.sae.name], coder_identity(registry, ref)
-            )
-    found = dict(zip(fits, fitter.fit(list(fits.values())), strict=True))
-    for place in places:
-        layout = backbone.spec.sites[place.site].kinds
-        # Rounded, so that the last bits of a mean, which depend on the machine, move nothing.
-        shift_d = overall_mean(found["mean", place.site], layout, place.kinds)
-        loaded.shifts[place] = shift_d.astype(np.float32).astype(np.float64)
-
-    for ref in good:
-        place = loaded.places[ref]
-        layout = backbone.spec.sites[place.site].kinds
-        d_model = backbone.spec.sites[place.site].width
-        mean = found["mean", place.site]
-        if ref.control == "identity":
-            loaded.coders[ref] = controls.Identity(d_model)
-        elif ref.control == "zero":
-            loaded.coders[ref] = controls.Zero(d_model)
-        elif ref.control == "mean":
-            mean_td = mean_per_token(mean, layout, place.kinds)
-            loaded.coders[ref] = controls.Mean(_tensor(mean_td, backbone))
-        elif ref.control == "pca":
-            assert ref.k is not None
-            scatter = found["scatter", place.site]
-            mean_d, _, basis_dd = principal_components(mean, scatter, layout, place.kinds)
-            basis_dk = _tensor(basis_dd[:, : ref.k], backbone)
-            loaded.coders[ref] = controls.Pca(_tensor(mean_d, backbone), basis_dk)
-        elif ref.control == "shuffled-decoder":
-            assert ref.sae is not None
-            generator = named_generator(ref.name, seed)
-            loaded.coders[ref] = controls.shuffled_decoder(saes[ref.sae.name], generator)
-    _build_random(loaded, good, saes, backbone, registry, fitter, seed, found)
-
-
-def _build_random(
-    loaded: Loaded,
-    refs: Sequence[CoderRef],
-    saes: Mapping[str, Sae],
-    backbone: Backbone,
-    registry: Registry,
-    fitter: Fitter,
-    seed: int,
-    found: Mapping[tuple[str, str], Mapping[str, np.ndarray]],
-) -> None:
-    """`@random`: first unscaled, at the SAE's measured L0; then with the scale that fits train."""
-
-    def control(ref: CoderRef, scale: float) -> Sae:
-        assert ref.sae is not None
-        return controls.random_like(
-            saes[ref.sae.name],
-            l0=float(found["l0", ref.name]["l0"]),
-            scale=scale,
-            mean_d=_tensor(loaded.shifts[loaded.places[ref]], backbone),
-            generator=named_generator(ref.name, seed),
-        )
-
-    random = [ref for ref in refs if ref.control == "random"]
-    fits = []
-    for ref in random:
-        place = loaded.places[ref]
-        bias_d = _tensor(loaded.shifts[place], backbone)
-        key = {"coder": coder_identity(registry, ref), "seed": seed}
-        fits.append(RandomScale(backbone, place.site, place.kinds, control(ref, 1.0), bias_d, key))
-    for ref, arrays in zip(random, fitter.fit(fits), strict=True):
-        loaded.coders[ref] = control(ref, float(arrays["scale"]))
-
-
-def _tensor(array: np.ndarray, backbone: Backbone) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(backbone.device, torch.float32)
-
-
-def named_generator(name: str, seed: int) -> torch.Generator:
-    """A CPU generator that depends on the name and the seed only, not on what else runs."""
-    digest = hashlib.blake2b(f"{name}\0{seed}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

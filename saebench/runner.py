@@ -19,12 +19,21 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone, load_backbone
-from saebench.batch import CoderError, Images, SaeBatch, is_out_of_memory, rebased
+from saebench.batch import (
+    TILE_BYTES,
+    CoderError,
+    Images,
+    SaeBatch,
+    Tiles,
+    is_out_of_memory,
+    rebased,
+)
+from saebench.calibrate import Place
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import NonFiniteError, SaebenchError
 from saebench.fit import Fitter
-from saebench.loading import Loaded, Place, load_coders
+from saebench.loading import Loaded, load_coders
 from saebench.plan import SEGMENT, Group, Unit, Wave, backbone_identity
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
@@ -32,9 +41,6 @@ from saebench.rows import Environment, named_latents, unit_rows
 from saebench.specs import RunConfig
 from saebench.store import Store
 from saebench.task import Context, Task
-
-TILE_BYTES = 256 * 2**20  # of pre-activations held at once while encoding
-SMALLEST_TILE = 4 * 2**20
 
 
 class Watch:
@@ -45,24 +51,6 @@ class Watch:
     def train_images(self, n: int) -> None: ...
     def say(self, text: str) -> None: ...
     def failed(self, unit: Unit, error: BaseException) -> None: ...
-
-
-@dataclass
-class Tiles:
-    """Row tile of the encoder and images in a batch: halved when memory runs out, never grown."""
-
-    tile_bytes: int
-    batch_size: int
-
-    def halve(self) -> bool:
-        """First the row tile, then the batch. False when neither can be halved again."""
-        if self.tile_bytes > SMALLEST_TILE:
-            self.tile_bytes //= 2
-        elif self.batch_size > 1:
-            self.batch_size //= 2
-        else:
-            return False
-        return True
 
 
 @dataclass
@@ -115,7 +103,7 @@ class GroupRun:
             self.store,
             lambda site: backbone_identity(self.group.backbone, site),
             self.config.dtype,
-            self.config.batch_size,
+            self.tiles,
             self.config.workers,
             self.watch.train_images,
         )

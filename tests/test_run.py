@@ -403,11 +403,11 @@ def test_out_of_memory_halves_the_tile_then_the_batch_and_goes_on(
 
 
 def test_tiles_end_at_the_smallest() -> None:
-    tiles = runner.Tiles(runner.SMALLEST_TILE * 2, 4)
+    tiles = batch.Tiles(batch.SMALLEST_TILE * 2, 4)
     steps = []
     while tiles.halve():
         steps.append((tiles.tile_bytes, tiles.batch_size))
-    assert steps == [(runner.SMALLEST_TILE, n) for n in (4, 2, 1)]
+    assert steps == [(batch.SMALLEST_TILE, n) for n in (4, 2, 1)]
 
 
 @pytest.mark.parametrize(
