@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.data import open_dataset
-from saebench.errors import UsageError
+from saebench.errors import DataError, UsageError
 from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
@@ -36,8 +37,11 @@ def config_of(**options: Any) -> RunConfig:
             options[name] = (str(options[name]),)
         elif name in options:
             options[name] = tuple(str(item) for item in options[name] or ())
-    if "out" in options:
-        options["out"] = str(options["out"])
+    for name in ("out", "device"):
+        if name in options:
+            options[name] = str(options[name])
+    # NumPy's numbers are as good as Python's.
+    options = {key: v.item() if hasattr(v, "item") else v for key, v in options.items()}
     return validated(RunConfig, options, where="saebench.run")
 
 
@@ -61,7 +65,7 @@ def run(**options: Any) -> pd.DataFrame:
 def plan_run(config: RunConfig, registry: Registry | None = None) -> Plan:
     """What a run would do. The results folder is read where it is there, and never made."""
     registry = registry or Registry.load(config.registry)
-    folder = ResultsFolder(Path(config.out)) if Path(config.out).exists() else None
+    folder = ResultsFolder(Path(config.out))
     return make_plan(config, registry, source_of, _is_done(config, folder))
 
 
@@ -75,13 +79,13 @@ def execute(config: RunConfig, watch: Watch | None = None) -> RunResult:
         raise UsageError("a dry run measures nothing", "use saebench.plan_run(config)")
     registry = Registry.load(config.registry)
     environment = Environment.of(config, registry)
+    plan = make_plan(config, registry, source_of, _is_done(config, ResultsFolder(Path(config.out))))
     folder = ResultsFolder(Path(config.out), create=True)
-    plan = make_plan(config, registry, source_of, _is_done(config, folder))
     store = Store()
     watch = watch or Watch()
     if config.overwrite == "all":
-        for unit in plan.todo:
-            folder.remove(unit.id)
+        for unit in plan.todo:  # their rows stay until there are new ones
+            folder.partial.discard(unit.id)
     try:
         failed = run_groups(
             plan.groups,
@@ -95,9 +99,9 @@ def execute(config: RunConfig, watch: Watch | None = None) -> RunResult:
     return RunResult(plan, rows, tuple(failed), path)
 
 
-def _is_done(config: RunConfig, folder: ResultsFolder | None) -> Any:
+def _is_done(config: RunConfig, folder: ResultsFolder) -> Callable[[str], bool]:
     """Whether a unit is left alone: its rows are there, or it failed and is not to be tried."""
-    if folder is None or config.overwrite == "all":
+    if config.overwrite == "all":
         return lambda unit_id: False
     failed = set(folder.errors()) if config.overwrite == "never" else set()
     return lambda unit_id: folder.has(unit_id) or unit_id in failed
@@ -107,6 +111,12 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
     """Hash and size of the two splits of a dataset that a run uses."""
     dataset = open_dataset(spec)
     test, train = dataset.manifest(spec.test), dataset.manifest(spec.train)
+    if shared := set(test.ids) & set(train.ids):
+        raise DataError(
+            f"{spec.path or spec.name}: {len(shared)} images are in both '{spec.train}' and "
+            f"'{spec.test}', the first is '{min(shared)}'",
+            "statistics and probes must not see what is measured: mend the splits",
+        )
     return Source(
         spec,
         test.sha256,

@@ -148,7 +148,7 @@ def execute(command: object) -> int:
             from saebench.scaffold import write_new
 
             path = write_new(
-                Registry.load((command.out, *command.registry)),
+                Registry.load((*filter(os.path.isdir, [command.out]), *command.registry)),
                 command.kind,
                 command.name,
                 out=command.out,

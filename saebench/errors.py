@@ -53,6 +53,8 @@ class NonFiniteError(SaebenchError):
 class ResultsError(SaebenchError):
     """A results folder that cannot be written, or holds rows of another schema."""
 
+    exit_code = 2
+
 
 class WriteError(SaebenchError):
     """A file that cannot be written: no space, no permission, or a folder is a file."""

@@ -66,7 +66,9 @@ class ProgressWatch(Watch):
     def failed(self, unit: Unit, error: BaseException) -> None:
         self.n_failed += 1
         if self.n_failed <= 10:
-            self.console.print(f"failed: {unit.label}: {error}", style="red", markup=False)
+            self.console.print(
+                f"failed: {unit.label}: {error}", style="red", markup=False, soft_wrap=True
+            )
         elif self.n_failed == 11:
             self.console.print("… more failed units are listed by  saebench status", style="red")
 
@@ -82,10 +84,16 @@ def run_with_progress(config: RunConfig, console: Console, messages: Console) ->
         with watch.bar:
             result = execute(config, watch)
     except KeyboardInterrupt:
+        goes_on = (
+            "--overwrite failed goes on from there (all would begin again)"
+            if config.overwrite == "all"
+            else "the same command goes on from there"
+        )
         messages.print(
             "\ninterrupted: finished units are in the results folder, finished segments are kept; "
-            "the same command goes on from there",
+            + goes_on,
             markup=False,
+            soft_wrap=True,
         )
         return 130
     print_result(result, config, console, messages, time.perf_counter() - started)

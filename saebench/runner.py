@@ -64,6 +64,7 @@ class GroupRun:
     store: Store
     environment: Environment
     watch: Watch = field(default_factory=Watch)
+    recorded: set[Unit] = field(default_factory=set)  # units whose failure is on disk
 
     def run(self) -> list[Unit]:
         """Measure every unit of the group. Returns the units that failed, each with its record."""
@@ -86,8 +87,10 @@ class GroupRun:
                 waiting = [unit for unit in waiting if unit not in wave.units]
         except Exception as error:
             # Of the backbone or the data: nothing that is left in this group can be measured.
+            # What failed for a reason of its own keeps its record.
             for unit in waiting:
-                self._fail(unit, error)
+                if unit not in self.recorded:
+                    self._fail(unit, error)
             failed += waiting
         return failed
 
@@ -306,6 +309,7 @@ class GroupRun:
 
     def _fail(self, unit: Unit, error: BaseException) -> None:
         detail = "".join(traceback.format_exception(error))
+        self.recorded.add(unit)
         self.folder.write_error(unit.id, unit.identity, error, detail)
         self.watch.failed(unit, error)
 

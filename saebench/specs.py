@@ -78,6 +78,12 @@ class InputSpec:
     mean: tuple[float, float, float] = semantic(default=(0.5, 0.5, 0.5))
     std: tuple[float, float, float] = semantic(default=(0.5, 0.5, 0.5))
 
+    def __post_init__(self) -> None:
+        if self.size < 1 or (self.resize_to is not None and self.resize_to < 1):
+            raise ValueError("size and resize_to are pixels, 1 or more")
+        if min(self.std) <= 0:
+            raise ValueError("std divides the pixels, so each has to be above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SiteSpec:
@@ -98,6 +104,12 @@ class SiteSpec:
     distillation: int = semantic(default=0)
     registers: int = semantic(default=0)
     grid: tuple[int, int] | None = semantic(default=None)
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or min(self.cls, self.distillation, self.registers) < 0:
+            raise ValueError("width is 1 or more, and a number of tokens is never negative")
+        if not self.kinds:
+            raise ValueError("it has no tokens: say cls, registers, grid or layout")
 
     @property
     def kinds(self) -> dict[str, slice]:
@@ -154,6 +166,7 @@ class BackboneSpec:
     loader: str = semantic()
     model: str = semantic()
     model_args: Mapping[str, Any] = semantic(default_factory=dict)
+    revision: str = semantic(default="")  # of your own loader: change it when its code changes
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] | None = semantic(
         default=None
     )
@@ -194,6 +207,10 @@ class SaeSpec:
     licence: str = ""
     paper: str = ""
 
+    def __post_init__(self) -> None:
+        if self.l0 is not None and self.l0 <= 0:
+            raise ValueError("l0 is a number of latents, above 0")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetSpec:
@@ -210,6 +227,10 @@ class DatasetSpec:
     description: str = ""
     licence: str = ""
     paper: str = ""
+
+    def __post_init__(self) -> None:
+        if self.train == self.test:
+            raise ValueError("train and test are one split: statistics would see what is measured")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,9 +317,13 @@ def _json(values: Mapping[str, Any], where: str) -> str:
     import json
 
     try:
-        return json.dumps(values)
+        return json.dumps(values, allow_nan=False)
     except TypeError as error:
-        raise SpecError(f"{where}: {error}", "dates and times have no place in an entry") from None
+        raise SpecError(
+            f"{where}: {error}", "use text, numbers, true and false, lists and tables"
+        ) from None
+    except ValueError:
+        raise SpecError(f"{where}: NaN and infinity have no place in an entry") from None
 
 
 @cache

@@ -116,12 +116,16 @@ def print_status(config: RunConfig, why: str | None, console: Console) -> int:
         markup=False,
     )
     for unit, reason in status.failed:
-        console.print(f"  failed   {unit.id[:12]}  {unit.label}: {reason}", markup=False)
+        console.print(
+            f"  failed   {unit.id[:12]}  {unit.label}: {reason}", markup=False, soft_wrap=True
+        )
     for unit, n in status.partial:
         segments = f"{n} of {unit.source.n_segments} segments"
-        console.print(f"  begun    {unit.id[:12]}  {unit.label}: {segments}", markup=False)
+        console.print(
+            f"  begun    {unit.id[:12]}  {unit.label}: {segments}", markup=False, soft_wrap=True
+        )
     for unit in status.missing[:20]:
-        console.print(f"  missing  {unit.id[:12]}  {unit.label}", markup=False)
+        console.print(f"  missing  {unit.id[:12]}  {unit.label}", markup=False, soft_wrap=True)
     if len(status.missing) > 20:
         console.print(f"  … and {len(status.missing) - 20} more", markup=False)
     return 1 if status.failed else 0

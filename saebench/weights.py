@@ -7,6 +7,7 @@ weights (a Git LFS pointer, a web page, nothing) is told apart, since each has a
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def weights_path(weights: WeightsSpec, entry: str) -> Path | None:
         return _from_hub(weights, entry)
     if weights.file is None:
         return None
-    path = Path(entry).parent / weights.file
+    path = Path(os.path.normpath(Path(entry).parent / weights.file))
     if path.is_dir():
         raise WeightsError(f"{entry}: weights.file = '{weights.file}' is a folder, not a file")
     if not path.is_file():
@@ -120,10 +121,10 @@ def first_bytes(path: Path) -> bytes:
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes in hex, remembered while its size and time do not change."""
     stat = path.stat()
-    return _hash(path, stat.st_size, stat.st_mtime_ns)
+    return _hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, mtime_ns: int) -> str:
+def _hash(path: Path, *seen: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -149,7 +149,7 @@ def test_status_says_what_is_missing_and_why_a_unit_is_another(root: Path, tmp_p
 
 def test_status_of_no_folder(tmp_path: Path) -> None:
     done = saebench("status", "--out", tmp_path / "absent")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "there is no results folder" in done.stderr
 
 

@@ -7,6 +7,7 @@ import pytest
 from saebench.errors import SpecError
 from saebench.specs import (
     BackboneSpec,
+    DatasetSpec,
     RunConfig,
     SaeSpec,
     SiteSpec,
@@ -69,6 +70,33 @@ def test_an_unknown_key_of_a_site_gets_the_nearest_key_of_a_site() -> None:
         parse_spec(BackboneSpec, {**BACKBONE, "sites": sites}, name="n", path="f.toml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"l0": float("nan")}, "NaN and infinity"),
+        ({"semantics": {"threshold": float("inf")}}, "NaN and infinity"),
+        ({"l0": -3.0}, "above 0"),
+    ],
+)
+def test_numbers_that_an_entry_cannot_have(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        sae(**changes)
+
+
+@pytest.mark.parametrize(
+    "pixels", [{"size": 0}, {"size": 32, "std": [0.0, 1.0, 1.0]}, {"size": 32, "resize_to": 0}]
+)
+def test_pixels_that_cannot_be(pixels: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=r"f\.toml: 'input'"):
+        parse_spec(BackboneSpec, {**BACKBONE, "input": pixels}, name="n", path="f.toml")
+
+
+def test_a_dataset_is_not_fitted_on_what_it_measures() -> None:
+    raw = {"source": "shapes", "train": "test"}
+    with pytest.raises(SpecError, match="one split"):
+        parse_spec(DatasetSpec, raw, name="n", path="f.toml")
+
+
 @pytest.mark.parametrize("text", ["a = ", "\x00", "a = 1\na = 2"])
 def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.toml"
@@ -87,7 +115,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 def test_a_date_has_no_place(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_text('backbone = "b"\nsite = "s"\ntrained_on = 2024-01-01\n[weights]\n')
-    with pytest.raises(SpecError, match="dates"):
+    with pytest.raises(SpecError, match="date is not JSON.*\n.*use text, numbers"):
         read_spec(SaeSpec, path, "x")
 
 

@@ -128,7 +128,7 @@ class Accumulated:
 def centred(n: np.ndarray, y2: np.ndarray, y_d: np.ndarray) -> np.ndarray:
     """Σ‖y‖² − ‖Σy‖²/N."""
     value = y2 - ratio((y_d * y_d).sum(axis=-1), n)
-    return np.where(value > 1e-12 * y2, value, 0.0)
+    return np.where(value <= 1e-12 * y2, 0.0, value)
 
 
 def mse(s: Accumulated) -> np.ndarray:
