@@ -13,11 +13,18 @@ from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.specs import DatasetSpec, RunConfig, validated
+from saebench.taskfiles import source_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from saebench.runner import Watch
+
+
+CHANGED_TASK = (
+    "the file of the task '{name}' has changed since some of these rows were measured: bump its "
+    "version if a number could change, or measure again with --overwrite all"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class RunResult:
     rows: pd.DataFrame  # the rows of everything that was asked for and is there
     failed: tuple[Unit, ...]
     path: Path  # the merged table
+    changed_tasks: tuple[str, ...] = ()  # whose kept rows another state of their file measured
 
 
 def config_of(**options: Any) -> RunConfig:
@@ -59,6 +67,10 @@ def run(**options: Any) -> pd.DataFrame:
         warnings.warn(
             f"{len(result.failed)} units failed ({names}): see saebench status", stacklevel=2
         )
+    for name in result.changed_tasks:
+        warnings.warn(CHANGED_TASK.format(name=name), stacklevel=2)
+    for refusal in result.plan.refused:
+        warnings.warn(f"{refusal.name} was left out: {refusal.error}", stacklevel=2)
     return result.rows
 
 
@@ -96,7 +108,15 @@ def execute(config: RunConfig, watch: Watch | None = None) -> RunResult:
     rows = folder.rows()
     asked = rows["unit_id"].isin([unit.id for unit in plan.units])
     rows = rows.loc[asked].reset_index(drop=True)
-    return RunResult(plan, rows, tuple(failed), path)
+    return RunResult(plan, rows, tuple(failed), path, changed_tasks(plan, rows))
+
+
+def changed_tasks(plan: Plan, rows: pd.DataFrame) -> tuple[str, ...]:
+    """Tasks of which rows were kept although their file has changed under the same version."""
+    now = {unit.task.name: source_sha256(unit.task) for unit in plan.done}
+    measured = rows[["task", "task_sha256"]].drop_duplicates().dropna()
+    pairs = zip(measured["task"], measured["task_sha256"], strict=True)
+    return tuple(sorted({task for task, then in pairs if now.get(task, then) != then}))
 
 
 def _is_done(config: RunConfig, folder: ResultsFolder) -> Callable[[str], bool]:

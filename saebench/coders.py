@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from saebench.errors import Mismatch
+from saebench.errors import Mismatch, SaebenchError
 from saebench.registry import Registry, is_glob, not_found
 from saebench.specs import KINDS, BackboneSpec, SaeSpec, SiteSpec
 
@@ -93,20 +93,35 @@ def token_kinds(site: SiteSpec, tokens: str, *, who: str) -> tuple[str, ...]:
     return tuple(kind for kind in site.kinds if kind in kinds)
 
 
-def saes_of(registry: Registry, backbone: str) -> list[SaeSpec]:
-    """Every SAE entry made for a backbone, in the order of their names."""
-    specs = (registry.sae(name) for name in registry.saes)
-    return [spec for spec in specs if spec.backbone == backbone]
+@dataclass(frozen=True)
+class Refusal:
+    """An SAE that a glob or a default meant, and that cannot be measured: the others go on."""
+
+    name: str
+    error: SaebenchError
 
 
-def candidates(registry: Registry, backbone: BackboneSpec) -> list[CoderRef]:
-    """All SAEs and controls that can be measured on a backbone without naming a pca rank."""
-    specs = saes_of(registry, backbone.name)
-    refs = [_sae_ref(registry, backbone, spec) for spec in specs]
+@dataclass(frozen=True)
+class Candidates:
+    """What can be measured on a backbone, and which SAEs cannot, with the reason."""
+
+    refs: tuple[CoderRef, ...]
+    refused: tuple[Refusal, ...] = ()
+
+
+def candidates(registry: Registry, backbone: BackboneSpec) -> Candidates:
+    """All SAEs and controls of a backbone; a derived control stands behind its SAE."""
+    found, refused = _saes_of(registry, backbone)
     places: dict[tuple[str, str], list[CoderRef]] = {}
-    for ref in refs:
+    refs: list[CoderRef] = []
+    for ref in found:
+        refs.append(ref)
         if ref.depth == 1:
             places.setdefault((ref.site, ref.tokens), []).append(ref)
+            refs += [
+                CoderRef(f"{ref.name}@{kind}", ref.site, ref.tokens, ref.sae, control=kind)
+                for kind in DERIVED
+            ]
     if not places and backbone.site:
         places[backbone.site, "all"] = []
     for (site, tokens), members in places.items():
@@ -115,12 +130,23 @@ def candidates(registry: Registry, backbone: BackboneSpec) -> list[CoderRef]:
         width = backbone.sites[site].width
         ranks = sorted({round(m.sae.l0) for m in members if m.sae and m.sae.l0})
         refs += [_pca(k, site, tokens) for k in ranks if 0 < k < width]
-        for member in members:
-            refs += [
-                CoderRef(f"{member.name}@{kind}", site, tokens, member.sae, control=kind)
-                for kind in DERIVED
-            ]
-    return refs
+    return Candidates(tuple(refs), tuple(refused))
+
+
+def _saes_of(registry: Registry, backbone: BackboneSpec) -> tuple[list[CoderRef], list[Refusal]]:
+    """Every SAE made for a backbone, by name, and those below its name that are unusable."""
+    refs, refused = [], []
+    for name in registry.saes:
+        try:
+            spec = registry.sae(name)
+            if spec.backbone == backbone.name:
+                refs.append(_sae_ref(registry, backbone, spec))
+        except SaebenchError as error:
+            # An entry that cannot be read does not say whose it is, but its name mostly does.
+            readable = name in registry.saes.read
+            if readable or name.startswith(f"{backbone.name}/"):
+                refused.append(Refusal(name, error))
+    return refs, refused
 
 
 def _sae_ref(registry: Registry, backbone: BackboneSpec, spec: SaeSpec) -> CoderRef:
@@ -161,21 +187,36 @@ def default_choice(refs: Sequence[CoderRef], suite: str) -> list[CoderRef]:
     ]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Backbone name -> what to measure on it, and what was meant but cannot be."""
+
+    refs: dict[str, list[CoderRef]]
+    refused: tuple[Refusal, ...]
+
+
 def choose(
     registry: Registry, backbones: Sequence[BackboneSpec], patterns: Iterable[str], suite: str
-) -> dict[str, list[CoderRef]]:
-    """Backbone name -> what to measure on it.
+) -> Choice:
+    """What the patterns mean on each backbone.
 
-    Errors: NotFound for a name that nothing has; Mismatch for an SAE of a backbone not chosen.
+    Errors: NotFound for a name that nothing has; Mismatch for an SAE of a backbone not chosen; and
+    for an SAE that was typed by name, whatever is wrong with its entry.
     """
     patterns = list(patterns)
-    per_backbone = {b.name: candidates(registry, b) for b in backbones}
+    found = {b.name: candidates(registry, b) for b in backbones}
+    refused = [refusal for one in found.values() for refusal in one.refused]
     if not patterns:
-        return {name: default_choice(refs, suite) for name, refs in per_backbone.items()}
-    matched: set[str] = set()
+        refs = {name: default_choice(one.refs, suite) for name, one in found.items()}
+        return Choice(refs, tuple(refused))
+    for refusal in refused:
+        if any(pattern.partition("@")[0] == refusal.name for pattern in patterns):
+            raise refusal.error
+    meant = [r for r in refused if any(matches(r.name, pattern) for pattern in patterns)]
+    matched = {pattern for pattern in patterns if any(matches(r.name, pattern) for r in meant)}
     chosen: dict[str, list[CoderRef]] = {}
     for backbone in backbones:
-        refs = per_backbone[backbone.name]
+        refs = found[backbone.name].refs
         named = {(r.name, r.site, r.tokens): r for r in refs}
         picked: dict[tuple[str, str, str], CoderRef] = {}
         for pattern in patterns:
@@ -187,8 +228,9 @@ def choose(
         chosen[backbone.name] = list(picked.values())
     for pattern in patterns:
         if pattern not in matched:
-            _explain_unmatched(registry, backbones, per_backbone, pattern)
-    return chosen
+            known = {ref.name for one in found.values() for ref in one.refs}
+            _explain_unmatched(registry, backbones, known, pattern)
+    return Choice(chosen, tuple(meant))
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -216,19 +258,16 @@ def _typed_pca(
 
 
 def _explain_unmatched(
-    registry: Registry,
-    backbones: Sequence[BackboneSpec],
-    per_backbone: dict[str, list[CoderRef]],
-    pattern: str,
+    registry: Registry, backbones: Sequence[BackboneSpec], known: set[str], pattern: str
 ) -> None:
-    names = ", ".join(b.name for b in backbones)
+    names = [backbone.name for backbone in backbones]
     sae_name = pattern.partition("@")[0]
     if not is_glob(pattern) and sae_name in registry.saes.files:
         spec = registry.sae(sae_name)
-        if spec.backbone not in per_backbone:
+        if spec.backbone not in names:
             raise Mismatch(
-                f"the SAE '{sae_name}' belongs to the backbone '{spec.backbone}', not to {names}",
+                f"the SAE '{sae_name}' belongs to the backbone '{spec.backbone}', "
+                f"not to {', '.join(names)}",
                 f"saebench run --backbone {spec.backbone} --sae '{pattern}'",
             )
-    known = {ref.name for refs in per_backbone.values() for ref in refs}
     raise not_found("saes", pattern, known | set(registry.saes), registry.saes.looked_in)

@@ -12,14 +12,14 @@ wave is one pass over the images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saebench.coders import CoderRef, chain_of, choose
-from saebench.errors import UsageError
+from saebench.coders import CoderRef, Refusal, chain_of, choose
+from saebench.errors import UsageError, WeightsError
 from saebench.identity import content_hash
 from saebench.registry import Registry, is_glob
 from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
@@ -57,6 +57,7 @@ class Unit:
     task: type[Task]
     source: Source
     identity: dict[str, Any]
+    conventions: bool = False  # only the rows of the peers' formulas
 
     @cached_property
     def id(self) -> str:
@@ -95,6 +96,7 @@ class Plan:
     groups: tuple[Group, ...]
     units: tuple[Unit, ...]
     done: tuple[Unit, ...]
+    refused: tuple[Refusal, ...] = ()  # SAEs that were meant and cannot be measured
 
     @property
     def todo(self) -> tuple[Unit, ...]:
@@ -160,22 +162,28 @@ def make_plan(
     tasks = [load_task(registry, name) for name in registry.match_tasks(config.task)]
     if not config.task and config.suite == "default":
         tasks = [task for task in tasks if task.suite == "default"]
-    coders = choose(registry, backbones, config.sae, config.suite)
+    choice = choose(registry, backbones, config.sae, config.suite)
+    refused = {refusal.name: refusal for refusal in choice.refused}
     sources: dict[str, Source] = {}
     groups, everything, done = [], [], []
     for backbone in backbones:
         for name in _datasets(config, registry, backbone):
             if name not in sources:
                 sources[name] = source_of(registry.dataset(name), config)
-            source, chosen = sources[name], coders[backbone.name]
-            units = list(_units(config, registry, backbone, chosen, tasks, source))
+            source, units = sources[name], []
+            for coder in choice.refs[backbone.name]:
+                try:
+                    units += _units(config, registry, backbone, coder, tasks, source)
+                except WeightsError as error:  # an SAE without a file: the others go on
+                    sae = coder.sae.name if coder.sae else coder.name
+                    refused.setdefault(sae, Refusal(sae, error))
             everything += units
             done += [unit for unit in units if is_done(unit.id)]
             left = [unit for unit in units if not is_done(unit.id)]
             if left:
                 waves = tuple(_pack(left, memory_bytes(config.memory)))
                 groups.append(Group(backbone, sources[name], waves))
-    return Plan(config, tuple(groups), tuple(everything), tuple(done))
+    return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
 
 
 def check_config(config: RunConfig) -> None:
@@ -227,10 +235,12 @@ def _units(
     config: RunConfig,
     registry: Registry,
     backbone: BackboneSpec,
-    coders: Iterable[CoderRef],
+    coder: CoderRef,
     tasks: Sequence[type[Task]],
     source: Source,
 ) -> Iterator[Unit]:
+    on_backbone = backbone_identity(backbone, root_site(registry, coder))
+    sae = coder_identity(registry, coder)
     dataset = {
         "name": source.spec.name,
         **semantic_fields(source.spec),
@@ -239,22 +249,20 @@ def _units(
         "n_images": source.n_images,
         "n_train": source.n_train,
     }
-    for coder in coders:
-        shared = {
-            "backbone": backbone_identity(backbone, root_site(registry, coder)),
-            "sae": coder_identity(registry, coder),
-            "dataset": dataset,
-            "seed": config.seed,
-            "dtype": config.dtype,
-            "protocol": PROTOCOL,
-        }
-        for task in tasks:
-            options = dict(task.options) | ({"conventions": True} if config.conventions else {})
+    for task in tasks:
+        variants = [False, True] if config.conventions and task.has_conventions else [False]
+        for conventions in variants:
+            options = dict(task.options) | ({"conventions": True} if conventions else {})
             identity = {
-                **shared,
+                "backbone": on_backbone,
+                "sae": sae,
+                "dataset": dataset,
                 "task": {"name": task.name, "version": task.version, "options": options},
+                "seed": config.seed,
+                "dtype": config.dtype,
+                "protocol": PROTOCOL,
             }
-            yield Unit(backbone, coder, task, source, identity)
+            yield Unit(backbone, coder, task, source, identity, conventions)
 
 
 def _pack(units: Sequence[Unit], memory: int) -> Iterator[Wave]:

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from saebench.api import RunResult, execute, plan_run
+from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
 from saebench.plan import Group, Plan, Unit
 from saebench.registry import Registry
 from saebench.report import print_tables
@@ -76,8 +76,9 @@ class ProgressWatch(Watch):
 def run_with_progress(config: RunConfig, console: Console, messages: Console) -> int:
     """Run, print the table, and return the exit status. Tables go to `console`."""
     if config.dry_run:
-        print_plan(plan_run(config), console)
-        return 0
+        plan = plan_run(config)
+        print_plan(plan, console)
+        return 1 if plan.refused else 0
     started = time.perf_counter()
     watch = ProgressWatch(messages)
     try:
@@ -97,7 +98,7 @@ def run_with_progress(config: RunConfig, console: Console, messages: Console) ->
         )
         return 130
     print_result(result, config, console, messages, time.perf_counter() - started)
-    return 1 if result.failed else 0
+    return 1 if result.failed or result.plan.refused else 0
 
 
 def print_result(
@@ -114,6 +115,12 @@ def print_result(
     n_done = len(result.plan.todo) - len(result.failed)
     done_before = f", {len(result.plan.done)} were there already" if result.plan.done else ""
     console.print(f"{n_done} units measured in {seconds:.0f} s{done_before}", markup=False)
+    for name in result.changed_tasks:
+        messages.print(CHANGED_TASK.format(name=name), style="yellow", soft_wrap=True)
+    for refusal in result.plan.refused:
+        messages.print(
+            f"left out: {refusal.name}: {refusal.error}", style="red", markup=False, soft_wrap=True
+        )
     if result.failed:
         messages.print(
             f"{len(result.failed)} units failed: saebench status --out {config.out}   says why; "
@@ -148,3 +155,5 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{len(plan.done)} are there already in {Path(plan.config.out)}",
         markup=False,
     )
+    for refusal in plan.refused:
+        console.print(f"left out: {refusal.name}: {refusal.error}", markup=False, soft_wrap=True)

@@ -56,7 +56,7 @@ class Shelf(Generic[Spec]):
     kind: str
     spec: type[Spec]
     origins: tuple[Origin, ...]
-    _read: dict[str, Spec] = field(default_factory=dict, repr=False)
+    read: dict[str, Spec] = field(default_factory=dict, repr=False)  # entries read so far
 
     @cached_property
     def files(self) -> dict[str, list[tuple[Origin, Path]]]:
@@ -89,7 +89,7 @@ class Shelf(Generic[Spec]):
 
     def get(self, name: str) -> Spec:
         """The entry, read strictly. Errors: NotFound, SpecError (the file, or a name twice)."""
-        if name not in self._read:
+        if name not in self.read:
             spec = read_spec(self.spec, self.path(name), name)
             for origin, path in self.files[name][1:]:
                 if spec.replaces not in (origin.label, str(path)):
@@ -97,8 +97,8 @@ class Shelf(Generic[Spec]):
                         f"the name '{name}' is defined twice: {spec.path} and {path}",
                         f'rename one, or write  replaces = "{origin.label}"  in {spec.path}',
                     )
-            self._read[name] = spec
-        return self._read[name]
+            self.read[name] = spec
+        return self.read[name]
 
     def match(self, patterns: Iterable[str]) -> list[str]:
         """Names that match, in the order of the patterns. A pattern without a match: NotFound."""

@@ -30,6 +30,7 @@ from saebench.registry import Registry
 from saebench.results import SCHEMA_VERSION
 from saebench.specs import RunConfig
 from saebench.task import Measurement, Metric, Task, variant_string
+from saebench.taskfiles import source_sha256
 
 if TYPE_CHECKING:
     from saebench.plan import Unit
@@ -96,6 +97,8 @@ def unit_rows(
                 f"the task '{task.name}' reports '{found.metric}', which it does not declare",
                 f"add it to  metrics  of {task.__class__.__name__}",
             )
+        if unit.conventions and "convention" not in found.variant:
+            continue  # our own formulas are in the unit without conventions
         metric = declared[found.metric]
         low, high = interval(found)
         check_value(task, metric, found)
@@ -195,6 +198,7 @@ def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[st
         "depth": ref.depth,
         "task": unit.task.name,
         "task_version": unit.task.version,
+        "task_sha256": source_sha256(unit.task),
         "dataset": unit.source.spec.name,
         "dataset_revision": unit.source.spec.revision,
     }

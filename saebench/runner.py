@@ -268,7 +268,7 @@ class GroupRun:
             n_images=unit.source.n_images,
             class_names=self.dataset.class_names,
             labels=self.dataset.label_names,
-            conventions=self.config.conventions,
+            conventions=unit.conventions,
             seed=self.config.seed,
             shift_d=loaded.shifts[place] if on_backbone else np.zeros(coder.d_model),
         )
@@ -296,7 +296,8 @@ class GroupRun:
             rows, replicates = unit_rows(
                 unit, task, loaded.coders[unit.coder], self.environment, seconds
             )
-            latents = named_latents(task.latents(), self.ids, self.dataset.class_names)
+            columns = None if unit.conventions else task.latents()
+            latents = named_latents(columns, self.ids, self.dataset.class_names)
             self.folder.write_unit(
                 unit.id, unit.identity, rows, latents=latents, replicates=replicates
             )

@@ -128,4 +128,6 @@ def print_status(config: RunConfig, why: str | None, console: Console) -> int:
         console.print(f"  missing  {unit.id[:12]}  {unit.label}", markup=False, soft_wrap=True)
     if len(status.missing) > 20:
         console.print(f"  … and {len(status.missing) - 20} more", markup=False)
-    return 1 if status.failed else 0
+    for refusal in plan.refused:
+        console.print(f"  left out {refusal.name}: {refusal.error}", markup=False, soft_wrap=True)
+    return 1 if status.failed or plan.refused else 0

@@ -168,6 +168,7 @@ class Task(ABC):
     suite: ClassVar[Literal["default", "full"]] = "default"
     needs: ClassVar[tuple[str, ...]] = ()  # artifacts, by kind, and "labels" or "head"
     options: ClassVar[Mapping[str, Any]] = {}  # part of the identity of a unit
+    has_conventions: ClassVar[bool] = False  # it knows peers' formulas (ctx.conventions)
 
     parts: dict[str, Part]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 class DeadNeurons(Task):
     name, version = "dead_neurons", 1
+    has_conventions = True
     metrics = (
         Metric("dead_fraction", "1", "lower", (0, 1), "bound", "share that fires on no row"),
         Metric("dead_rate_upper95", "1", "none", (0, 1), "bound", "1 − 0.05^(1/N)"),
@@ -76,7 +77,12 @@ class DeadNeurons(Task):
         while budget <= n:
             dead = float((first_s >= budget).mean())
             yield Measurement(
-                "dead_fraction", dead, n=budget, group=group, variant={"budget": budget}
+                "dead_fraction",
+                dead,
+                n=budget,
+                n_images=-(-budget * self.images.n // n),  # whole images, the last one begun
+                group=group,
+                variant={"budget": budget},
             )
             budget *= 10
         if self.ctx.conventions:

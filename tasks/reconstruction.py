@@ -26,6 +26,7 @@ _PEERS = "reported by other projects, with --conventions"
 
 class Reconstruction(Task):
     name, version = "reconstruction", 1
+    has_conventions = True
     metrics = (
         Metric("explained_variance", "1", "higher", (None, 1), "bootstrap", "1 − fvu"),
         Metric("fvu", "1", "lower", (0, None), "bootstrap", "Σ‖r‖² / Σ‖x − μ‖²"),

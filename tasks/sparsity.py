@@ -35,6 +35,7 @@ _TERMS = ("rows", "l0", "l1", "l1_scaled")
 
 class Sparsity(Task):
     name, version = "sparsity", 1
+    has_conventions = True
     metrics = (
         Metric("l0", "latents", "none", (0, None), "bootstrap", "mean #{j : z_ij ≠ 0}"),
         Metric("l0_image", "latents", "none", (0, None), "bootstrap", "distinct on an image"),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-# Two cores are often shared: oversubscribed threads make the tests slower, not faster.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests run in two processes (pytest-xdist): each computes with one thread, before torch is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def chosen(registry: Registry, *patterns: str, suite: str = "default") -> set[tuple[str, str]]:
-    refs = choose(registry, [registry.backbone("small")], patterns, suite)["small"]
+    choice = choose(registry, [registry.backbone("small")], patterns, suite)
+    refs = choice.refs["small"]
+    assert not choice.refused
     return {(ref.name, ref.tokens) for ref in refs}
 
 
@@ -83,7 +86,7 @@ def test_an_unknown_sae(registry: Registry) -> None:
 
 
 def test_a_backbone_without_saes_has_the_controls_at_its_default_site(registry: Registry) -> None:
-    refs = candidates(registry, registry.backbone("other"))
+    refs = candidates(registry, registry.backbone("other")).refs
     assert [(ref.name, ref.site) for ref in refs] == [
         ("identity", "blocks.1"),
         ("zero", "blocks.1"),
@@ -94,7 +97,8 @@ def test_a_backbone_without_saes_has_the_controls_at_its_default_site(registry: 
 def test_an_sae_on_an_sae_is_a_chain(registry: Registry) -> None:
     chain = chain_of(registry, registry.sae("small/meta"))
     assert [link.name for link in chain] == ["small/meta", "small/a"]
-    (meta,) = (r for r in candidates(registry, registry.backbone("small")) if "meta" in r.name)
+    refs = candidates(registry, registry.backbone("small")).refs
+    (meta,) = (ref for ref in refs if "meta" in ref.name)
     assert meta.depth == 2
 
 
@@ -109,7 +113,33 @@ def test_an_sae_on_an_sae_is_a_chain(registry: Registry) -> None:
     ],
 )
 def test_an_sae_that_does_not_fit_is_refused(tmp_path: Path, entry: str, said: str) -> None:
-    files = {"registry/backbones/small.toml": BACKBONE, "registry/saes/small/bad.toml": entry}
+    files = {
+        "registry/backbones/small.toml": BACKBONE,
+        "registry/saes/small/bad.toml": entry,
+        "registry/saes/small/good.toml": sae_entry(),
+    }
     registry = Registry.load([write(tmp_path / "c", files)])
-    with pytest.raises(Mismatch, match=said):
-        candidates(registry, registry.backbone("small"))
+    small = registry.backbone("small")
+    for patterns in ([], ["small/*"]):  # meant, but not typed: the others go on
+        choice = choose(registry, [small], patterns, "default")
+        (refusal,) = choice.refused
+        assert refusal.name == "small/bad"
+        assert re.search(said, str(refusal.error))
+        assert "small/good" in {ref.name for ref in choice.refs["small"]}
+    assert not choose(registry, [small], ["small/good"], "default").refused
+    for typed in ("small/bad", "small/bad@random"):
+        with pytest.raises(Mismatch, match=said):
+            choose(registry, [small], [typed], "default")
+
+
+def test_an_entry_that_cannot_be_read_stops_nobody_else(tmp_path: Path) -> None:
+    files = {
+        "registry/backbones/small.toml": BACKBONE,
+        "registry/backbones/other.toml": BACKBONE,
+        "registry/saes/small/bad.toml": "backbone = ",
+    }
+    registry = Registry.load([write(tmp_path / "c", files)])
+    choice = choose(registry, [registry.backbone("other")], [], "default")
+    assert not choice.refused
+    choice = choose(registry, [registry.backbone("small")], [], "default")
+    assert "not valid TOML" in str(choice.refused[0].error)

@@ -68,10 +68,18 @@ def test_what_cannot_change_a_number_is_not_in_the_identity(root: Path, options:
 
 @pytest.mark.parametrize(
     "options",
-    [{"limit": 7}, {"seed": 1}, {"dtype": "bfloat16"}, {"conventions": True}],
+    [{"limit": 7}, {"seed": 1}, {"dtype": "bfloat16"}],
 )
 def test_what_can_change_a_number_is_in_the_identity(root: Path, options: dict) -> None:
     assert not ids(root) & ids(root, **options)
+
+
+def test_conventions_are_units_of_their_own_beside_the_plain_ones(root: Path) -> None:
+    both = plan(root, task=("rows", "reconstruction"), conventions=True)
+    plain = plan(root, task=("rows", "reconstruction"))
+    extra = {u.id for u in both.units} - {u.id for u in plain.units}
+    assert {u.id for u in plain.units} < {u.id for u in both.units}
+    assert {u.task.name for u in both.units if u.id in extra} == {"reconstruction"}
 
 
 def test_the_identity_sees_the_bytes_of_the_weights_but_not_where_they_lie(root: Path) -> None:

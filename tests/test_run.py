@@ -369,6 +369,91 @@ def test_an_sae_of_another_backbone_is_refused(root: Path, tmp_path: Path) -> No
         run(root, tmp_path / "r", backbone="tiny-vit", sae="small/a")
 
 
+def nan_in_first_train_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, seen = Backbone.acts, []
+
+    def acts(self: Backbone, images: torch.Tensor, sites: Any) -> Any:
+        captures = honest(self, images, sites)
+        seen.append(1)
+        if len(seen) == 1:
+            with torch.inference_mode():
+                captures["blocks.1"].acts_btd[0, 0, 0] = float("nan")
+        return captures
+
+    monkeypatch.setattr(Backbone, "acts", acts)
+
+
+def test_statistics_of_non_finite_activations_are_never_stored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
+    with monkeypatch.context() as patch:
+        nan_in_first_train_batch(patch)
+        with pytest.warns(UserWarning, match="units failed"):
+            assert len(run(root, tmp_path / "r", sae=["small/a", "mean"])) == 0
+    assert "NaN or infinite near image shapes/train" in failures(tmp_path / "r")["small/a"]
+    found = run(root, tmp_path / "r", sae=["small/a", "mean"])
+    assert set(found["sae"]) == {"small/a", "mean"}
+    assert found.query("metric == 'fvu' and group == 'all'")["value"].notna().all()
+
+
+def test_train_statistics_belong_to_their_dataset_and_limit(
+    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saebench.store import Store
+
+    monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
+    entry = broken / "registry/datasets/mine.toml"
+    entry.write_text('source = "shapes"\nrevision = "1"\n')
+    names = ["small/a", "small/a@random"]
+    run(broken, tmp_path / "1", dataset="mine", sae=names)
+    entry.write_text('source = "shapes"\nrevision = "2"\n')
+    run(broken, tmp_path / "2", dataset="mine", sae=names)
+    assert len(Store().ids("site_mean")) == 2
+    # more train images move the mean, and with it the scale that is fitted around it
+    run(broken, tmp_path / "3", dataset="mine", sae=names, train_limit=300)
+    run(broken, tmp_path / "4", dataset="mine", sae=names, train_limit=400)
+    assert len(Store().ids("random_scale")) == 4
+
+
+def test_a_changed_task_under_the_same_version_is_warned_about(
+    broken: Path, tmp_path: Path
+) -> None:
+    import sys
+
+    run(broken, tmp_path / "r", sae="small/a", task="rows")
+    path = broken / "tasks/rows.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    for name in [name for name in sys.modules if name.startswith("saebench_tasks.rows")]:
+        del sys.modules[name]
+    with pytest.warns(UserWarning, match="file of the task 'rows' has changed"):
+        run(broken, tmp_path / "r", sae="small/a", task="rows")
+
+
+def test_an_sae_without_its_file_is_left_out_and_the_others_finish(
+    broken: Path, tmp_path: Path
+) -> None:
+    (broken / "registry/saes/small/relu.safetensors").unlink()
+    with pytest.warns(UserWarning, match=r"small/relu was left out.*is not there"):
+        found = run(broken, tmp_path / "r", sae="small/*", task="sparsity")
+    assert {"small/a", "small/b"} <= set(found["sae"])
+
+
+def test_conventions_stand_beside_the_plain_rows_once(root: Path, tmp_path: Path) -> None:
+    plain = run(root, tmp_path / "r", sae="small/a")
+    both = run(root, tmp_path / "r", sae="small/a", conventions=True)
+    table = pd.read_parquet(tmp_path / "r")
+    key = ["sae", "task", "group", "metric", "variant"]
+    assert not table.duplicated(key).any()
+    assert len(both) > len(plain)
+    openai = table.query("convention == 'openai' and metric == 'nmse' and group == 'all'")
+    x = activations(root, "shapes", "test", N).astype(np.float64).reshape(-1, 16)
+    sae = random_sae(0)
+    recon = sae.decode(sae.encode(torch.from_numpy(x).float())).double().numpy()
+    expected = (((x - recon) ** 2).sum(1) / (x**2).sum(1)).mean()
+    assert openai["value"].item() == pytest.approx(expected, rel=1e-5)
+
+
 # --- memory ------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("depth", "int64", "1 for an SAE on a backbone, 2 for an SAE on an SAE, …"),
     Column("task", "string", "name of the task"),
     Column("task_version", "int64", "rises when a number of the task could change"),
+    Column("task_sha256", "string", "hash of the task's file", nullable=True),
     Column("dataset", "string", "registry name of the dataset"),
     Column("dataset_revision", "string", "revision of the dataset"),
     # how
