@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
 
@@ -75,15 +75,15 @@ class Status:
     why: str | None = None  # a unit's id: which field differs between it and this run
 
 
-Command = (
-    Annotated[RunConfig, tyro.conf.subcommand("run")]
-    | Annotated[Ls, tyro.conf.subcommand("ls")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Check, tyro.conf.subcommand("check")]
-    | Annotated[Status, tyro.conf.subcommand("status")]
-    | Annotated[New, tyro.conf.subcommand("new")]
-    | Annotated[TrainConfig, tyro.conf.subcommand("train")]
-)
+COMMANDS: dict[str, type] = {
+    "run": RunConfig,
+    "ls": Ls,
+    "show": Show,
+    "check": Check,
+    "status": Status,
+    "new": New,
+    "train": TrainConfig,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,12 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> object:
     """A command line as one of the command dataclasses. Usage errors exit with status 2."""
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if arguments and arguments[0] in COMMANDS:  # a parser of one command is made in less time
+        name = arguments[0]
+        return tyro.cli(COMMANDS[name], prog=f"saebench {name}", args=arguments[1:], config=config)
+    every = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items()]
     return tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Union[*every],  # type: ignore[arg-type]
         prog="saebench",
         description="How good is this sparse autoencoder, on which vision backbone?",
         args=list(arguments) or ["--help"],
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=config,
     )
 
 

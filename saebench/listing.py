@@ -23,8 +23,11 @@ def print_ls(registry: Registry, kind: str | None, glob: str, console: Console) 
     """List one kind, or all. Returns 1 when an entry cannot be read, after listing the others."""
     broken = 0
     for one in (kind,) if kind else KINDS:
-        rows, errors = listing(registry, one, glob)
-        _print_kind(one, rows, console, folded=kind is None and glob == "*" and one == "saes")
+        if kind is None and glob == "*" and one == "saes":
+            rows, errors = folded(registry), []  # there may be thousands
+        else:
+            rows, errors = listing(registry, one, glob)
+        _print_kind(one, rows, console)
         for error in errors:
             console.print(f"error: {error}", style="red", markup=False)
         broken += len(errors)
@@ -75,22 +78,23 @@ def _summary(registry: Registry, kind: str, name: str) -> tuple[str, str]:
     return text(spec), origin
 
 
-def _print_kind(
-    kind: str, rows: list[tuple[str, str, str]], console: Console, *, folded: bool
-) -> None:
+def folded(registry: Registry) -> list[tuple[str, str, str]]:
+    """How many SAEs each folder has; none of them is read."""
+    counts: dict[str, int] = {}
+    for name in registry.saes:
+        folder = name.rpartition("/")[0]
+        counts[folder] = counts.get(folder, 0) + 1
+    return [
+        (f"{folder}/…", f"{n} SAE{'s' if n > 1 else ''}   saebench ls saes '{folder}/*'", "")
+        for folder, n in counts.items()
+    ]
+
+
+def _print_kind(kind: str, rows: list[tuple[str, str, str]], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
     console.print(Text(kind if kind != "saes" else "SAEs", style="bold"))
-    if folded:
-        counts: dict[str, int] = {}
-        for name, _, _ in rows:
-            folder = name.rpartition("/")[0] or name
-            counts[folder] = counts.get(folder, 0) + 1
-        rows = [
-            (f"{folder}/…", f"{n} SAEs   saebench ls saes '{folder}/*'", "")
-            for folder, n in counts.items()
-        ]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, text, origin in rows:
         table.add_row(Text(f"  {name}"), Text(text), Text(origin, style="dim"))

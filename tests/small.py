@@ -18,6 +18,14 @@ from saebench.saes import Sae
 from tests.content import BACKBONE, TASK, sae_entry, write
 
 WIDTH, TOKENS, LATENTS = 16, 17, 48
+SIZES = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": WIDTH,
+    "depth": 3,
+    "num_heads": 2,
+    "num_classes": 0,
+}
 
 DATASETS = {
     # 4,096 images: two segments
@@ -29,15 +37,7 @@ def save_backbone(path: Path, seed: int = 0) -> None:
     """A small ViT with seeded random weights, larger than timm's own so that tokens differ."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = timm.create_model(
-            "vit_tiny_patch16_224",
-            img_size=32,
-            patch_size=8,
-            embed_dim=WIDTH,
-            depth=3,
-            num_heads=2,
-            num_classes=0,
-        )
+        model = timm.create_model("vit_tiny_patch16_224", **SIZES)
         state = {
             name: tensor * 4 if tensor.ndim > 1 else tensor + 0.1
             for name, tensor in model.state_dict().items()
@@ -98,15 +98,7 @@ def activations(root: Path, dataset: str, split: str, n: int) -> np.ndarray:
     from saebench.registry import Registry
 
     registry = Registry.load([root])
-    model = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=32,
-        patch_size=8,
-        embed_dim=WIDTH,
-        depth=3,
-        num_heads=2,
-        num_classes=0,
-    ).eval()
+    model = timm.create_model("vit_tiny_patch16_224", **SIZES).eval()
     model.load_state_dict(load_file(root / "registry/backbones/small.safetensors"))
     data = open_dataset(registry.dataset(dataset))
     order = data.manifest(split).order(n)
