@@ -108,8 +108,12 @@ class SiteSpec:
     def __post_init__(self) -> None:
         if self.width < 1 or min(self.cls, self.distillation, self.registers) < 0:
             raise ValueError("width is 1 or more, and a number of tokens is never negative")
+        if self.layout == "map" and self.grid is None:
+            raise ValueError("a map needs its grid: say grid = [h, w]")
+        if self.grid is not None and min(self.grid) < 1:
+            raise ValueError("grid is [h, w], each 1 or more")
         if not self.kinds:
-            raise ValueError("it has no tokens: say cls, registers, grid or layout")
+            raise ValueError("it has no tokens: say cls = 1, or grid = [h, w]")
 
     @property
     def kinds(self) -> dict[str, slice]:

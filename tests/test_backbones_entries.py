@@ -114,11 +114,6 @@ def test_tokens_that_add_up_but_are_others(name: str, tokens: dict[str, Any], fo
     assert "and the model's are" in message
 
 
-def test_a_site_without_tokens(folder: Path) -> None:
-    assert "it has no tokens" in said(folder, sites={"a": site(cls=0, grid=None)})
-    assert "needs its grid" in said(folder, sites={"a": site(layout="map", grid=None)})
-
-
 # Shapes, on the first batch.
 
 LAYER2 = {"path": "layer2", "layout": "map", "width": 128, "cls": 0}

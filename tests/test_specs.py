@@ -91,6 +91,21 @@ def test_pixels_that_cannot_be(pixels: dict[str, object]) -> None:
         parse_spec(BackboneSpec, {**BACKBONE, "input": pixels}, name="n", path="f.toml")
 
 
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        ({"path": "p", "width": 8}, "it has no tokens"),
+        ({"path": "p", "width": 8, "layout": "map"}, "a map needs its grid"),
+        ({"path": "p", "width": 0, "cls": 1}, "width is 1 or more"),
+        ({"path": "p", "width": 8, "cls": -1}, "never negative"),
+        ({"path": "p", "width": 8, "grid": [0, 4]}, "each 1 or more"),
+    ],
+)
+def test_sites_that_cannot_be(site: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        parse_spec(BackboneSpec, {**BACKBONE, "sites": {"a": site}}, name="n", path="f.toml")
+
+
 def test_a_dataset_is_not_fitted_on_what_it_measures() -> None:
     raw = {"source": "shapes", "train": "test"}
     with pytest.raises(SpecError, match="one split"):

@@ -27,10 +27,6 @@ def check_entry(spec: BackboneSpec, model: SteppedModel) -> None:
 
 def check_site(site: SiteSpec, model: SteppedModel, where: str) -> None:
     """Errors: SpecError for a site of another kind, or with other tokens, than the model's."""
-    if not site.kinds:
-        raise SpecError(f"{where}: it has no tokens", "say cls = 1, or grid = [h, w]")
-    if site.layout == "map" and site.grid is None:
-        raise SpecError(f"{where}: a map needs its grid", "say grid = [h, w]")
     place = place_of(model, site.path, site.side, where)
     found = "bottleneck" if place.module is None else "branch"
     # A model of a single step leaves the kind to its entry: all lies within that step.
