@@ -70,6 +70,44 @@ def test_a_kill_in_the_middle_changes_no_bit(tmp_path: Path) -> None:
         assert same(one, undisturbed), one.recipe.setting
 
 
+def test_what_has_diverged_is_remembered(tmp_path: Path) -> None:
+    """It is not tried again from a checkpoint, and the others end as if it had not been there."""
+    x_nd, _ = known_features(2000)
+    good, bad = recipe("topk", steps=40), recipe("topk", steps=40, lr=1e38)
+    checkpoint = Checkpoint(tmp_path / "c.pt", "it", every_seconds=0.0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, trainees: object) -> None:
+        if done == 20:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit([bad, good], stream(x_nd), device=CPU, checkpoint=checkpoint, watch=stop)
+    told: list[tuple[object, str]] = []
+    (resumed,) = fit(
+        [bad, good],
+        stream(x_nd),
+        device=CPU,
+        checkpoint=checkpoint,
+        on_divergence=lambda one, why: told.append((one, why)),
+    )
+    assert [one for one, _ in told] == [bad]
+    assert "--lr" in told[0][1]
+    assert same(resumed, fit([good], stream(x_nd), device=CPU)[0])
+
+
+def test_a_checkpoint_without_one_of_the_saes_is_no_start_for_it(tmp_path: Path) -> None:
+    x_nd, _ = known_features(2000)
+    first, second = recipe("topk", steps=10), recipe("topk", 5, steps=10)
+    checkpoint = Checkpoint(tmp_path / "c.pt", "it")
+    fit([first], stream(x_nd), device=CPU, checkpoint=checkpoint)
+    both = fit([first, second], stream(x_nd), device=CPU, checkpoint=checkpoint)
+    for one, undisturbed in zip(both, fit([first, second], stream(x_nd), device=CPU), strict=True):
+        assert same(one, undisturbed)
+
+
 def test_a_checkpoint_is_never_that_of_another_training(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "c.pt", "one").save({"step": 1})
     with pytest.raises(WeightsError, match="another training"):

@@ -13,12 +13,25 @@ from rich.console import Console
 from safetensors import safe_open
 
 from saebench.errors import Mismatch, NonFiniteError, NotFound, UsageError
-from saebench.formats import read_entry, read_sae
+from saebench.formats import read_entry, read_sae, write_sae
 from saebench.registry import Registry
-from saebench.train import TrainConfig, train, train_with_progress
+from saebench.train import TrainConfig, run, train, train_with_progress
 from saebench.train.config import Start, recipes
+from saebench.train.entry import write_entry
 from saebench.train.recipe import Recipe
-from tests.small import LATENTS, TOKENS, WIDTH, activations, save_backbone, setting
+from saebench.train.run import Watch
+from saebench.train.trainee import Trainee
+from saebench.weights import file_sha256
+from tests.small import (
+    LATENTS,
+    TOKENS,
+    WIDTH,
+    activations,
+    add_sae,
+    random_sae,
+    save_backbone,
+    setting,
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +117,145 @@ def test_what_is_there_is_not_trained_again(content: Path, tmp_path: Path) -> No
     assert train(replace(one, steps=6))[0].measured is not None
 
 
+def test_what_changes_the_sae_is_another_sae(tmp_path: Path) -> None:
+    content = setting(tmp_path / "content")
+    one = config(content, tmp_path / "out", steps=5)
+    train(one)
+
+    def is_there(**fields: object) -> bool:
+        return train(replace(one, **fields))[0].measured is None  # type: ignore[arg-type]
+
+    assert is_there(batch_size=7, workers=0, memory="1GiB", licence="MIT", checkpoint_minutes=1)
+    with pytest.raises(UsageError, match=r"another save_dtype\).*(.|\n)*--overwrite"):
+        is_there(save_dtype="float16")
+    with pytest.raises(UsageError, match=r"another window\)"):
+        is_there(memory=f"{20 * TOKENS * (4 * WIDTH + 8)}B")  # windows are shuffled otherwise
+    save_backbone(content / "registry/backbones/small.safetensors", seed=1)
+    with pytest.raises(UsageError, match=r"another backbone\)"):
+        is_there()
+    save_backbone(content / "registry/backbones/small.safetensors")
+    assert is_there()
+    entry = content / "registry/backbones/small.toml"
+    entry.write_text(entry.read_text().replace('path = "blocks.1"', 'path = "blocks.2"'))
+    with pytest.raises(UsageError, match=r"another backbone\)"):
+        is_there()
+
+
+def test_a_start_is_the_same_by_name_and_by_path(content: Path, tmp_path: Path) -> None:
+    one = config(content, tmp_path, init="small/a", k=(), d_sae=None, steps=1)
+    train(one)
+    folder = content / "registry/saes/small"
+    for init in (folder / "a.toml", folder / "a.safetensors"):
+        assert train(replace(one, init=str(init)))[0].measured is None
+    other = tmp_path / "other" / "a.safetensors"
+    other.parent.mkdir()
+    write_sae(random_sae(9), other)
+    with pytest.raises(UsageError, match="made in another way"):
+        train(replace(one, init=str(other)))
+
+
+def test_another_parent_makes_another_sae(tmp_path: Path) -> None:
+    content = setting(tmp_path / "content")
+    one = config(content, tmp_path / "out", backbone="", on="sae:small/a", steps=2)
+    train(one)
+    assert train(one)[0].measured is None
+    add_sae(content, "a", random_sae(9), l0=4.0)
+    with pytest.raises(UsageError, match=r"another parents\)"):
+        train(one)
+
+
+def test_a_file_without_an_identity_is_held_to_its_entry(content: Path, tmp_path: Path) -> None:
+    one = config(content, tmp_path, steps=5)
+    (made,) = train(one)
+    weights = made.path.with_suffix(".safetensors")
+    before = file_sha256(weights)
+    sha256 = write_sae(read_sae(weights), weights, extra={"training": made.recipe.plain()})
+    made.path.write_text(made.path.read_text().replace(before, sha256))
+    assert train(replace(one, save_dtype="float16"))[0].measured is None
+    with pytest.raises(UsageError, match="made in another way"):
+        train(replace(one, steps=6))
+
+
+def test_a_kill_while_entries_are_written_costs_none_of_the_rest(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps_of(call: TrainConfig) -> list[int]:
+        class Counting(Watch):
+            def step(self, done: int, trainees: object) -> None:
+                seen.append(done)
+
+        seen: list[int] = []
+        train(call, Counting())
+        return seen
+
+    class Killed(Exception):
+        pass
+
+    written: list[Path] = []
+
+    def killed_at_the_second(path: Path, *rest: object) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise Killed
+        write_entry(path, *rest)  # type: ignore[arg-type]
+
+    one = config(content, tmp_path / "killed", k=(4, 8), seed=(0, 1), steps=20)
+    monkeypatch.setattr(run, "write_entry", killed_at_the_second)
+    with pytest.raises(Killed):
+        train(one)
+    monkeypatch.undo()
+    (checkpoint,) = (tmp_path / "killed/_training").iterdir()
+    kept = checkpoint.read_bytes()
+    first = written[0].with_suffix(".safetensors")
+    before = first.stat().st_mtime_ns
+    assert steps_of(one) == []  # nothing is trained again
+    assert first.stat().st_mtime_ns == before
+    assert not checkpoint.parent.exists()
+
+    undisturbed = train(replace(one, out=str(tmp_path / "whole")))
+    assert len(undisturbed) == 4
+    for sae in undisturbed:
+        files = [sae.path.with_suffix(".safetensors"), sae.path]
+        for file in files:
+            twin = tmp_path / "killed" / file.relative_to(tmp_path / "whole")
+            assert twin.read_bytes() == file.read_bytes()
+
+    # A kill after the last entry leaves a checkpoint that nothing needs any more.
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(kept)
+    assert steps_of(one) == []
+    assert not checkpoint.parent.exists()
+
+
+def test_one_that_diverges_leaves_the_others(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """k = 8 gets NaN for its fourth rows, as overflow would."""
+    one = config(content, tmp_path / "both", k=(4, 8), steps=6)
+    (alone,) = train(config(content, tmp_path / "alone", k=(4,), steps=6))
+    step = Trainee.step
+
+    def poisoned(self: Trainee, x_nd: torch.Tensor) -> None:
+        bad = self.recipe.k == 8 and self.step_count == 3
+        step(self, x_nd * float("nan") if bad else x_nd)
+
+    monkeypatch.setattr(Trainee, "step", poisoned)
+    console = Console(record=True, width=120)
+    assert train_with_progress(one, console) == 1
+    text = console.export_text()
+    assert "small/topk-k8: training of topk-k8 diverged at step 3" in text
+    assert "--lr" in text
+    folder = tmp_path / "both/saes/small"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "topk-k4.safetensors",
+        "topk-k4.toml",
+    ]
+    assert (folder / "topk-k4.toml").read_bytes() == alone.path.read_bytes()
+    assert not (tmp_path / "both/_training").exists()
+    with pytest.raises(NonFiniteError, match="diverged at step 3"):  # none is left
+        train(one)
+
+
 def test_an_sae_on_an_sae(content: Path, tmp_path: Path) -> None:
     (made,) = train(config(content, tmp_path, backbone="", on="sae:small/a", d_sae=None))
     assert made.name == "small/on-a-topk-k4"
@@ -170,6 +322,8 @@ def test_bad_input(content: Path, tmp_path: Path) -> None:
     fails(UsageError, "--lr", lr=float("nan"))
     fails(UsageError, "--seed", seed=(-1,))
     fails(UsageError, "--memory", memory="much")
+    for name in ("../../esc", "/esc", "a/../../../esc", "a b", ".."):
+        fails(UsageError, "cannot be an entry's name", name=name)
     fails(UsageError, r"already an SAE called 'small/a'", name="a")
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be made"):

@@ -1,8 +1,9 @@
 """A call of `train` saved in the middle: one file, replaced atomically, read without running code.
 
 It holds the step (which is the position in the stream), the input scaling, and for every SAE its
-parameters, optimiser, controller and firing counts. It belongs to one identity, the
-recipes and the rows they are trained on: another call's file is an error and not a start.
+parameters, optimiser, controller and firing counts. SAEs are found in it by `key_of` their recipe.
+It belongs to one identity, all recipes of a call and the rows they are trained on: another call's
+file is an error and not a start.
 """
 
 from __future__ import annotations
@@ -18,8 +19,15 @@ import torch
 
 from saebench.atomic import replacing
 from saebench.errors import WeightsError
+from saebench.identity import content_hash
+from saebench.train.recipe import Recipe
 
-VERSION = 1
+VERSION = 2
+
+
+def key_of(recipe: Recipe) -> str:
+    """What an SAE is called in a checkpoint."""
+    return content_hash(recipe.plain())
 
 
 @dataclass(frozen=True)

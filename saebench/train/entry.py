@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saebench import paths
 from saebench.atomic import write_bytes
 from saebench.errors import SaebenchError, UsageError
+from saebench.formats.content import sniff
+from saebench.identity import canonical_json
 from saebench.registry import Registry
 from saebench.specs import SaeSpec
 from saebench.train.fit import Measured
@@ -52,9 +56,17 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} cannot be written", "choose another folder")
 
 
-def is_done(registry: Registry, path: Path, name: str, place: Place, recipe: Recipe) -> bool:
-    """Whether this very SAE is there already.
+def is_done(
+    registry: Registry,
+    path: Path,
+    name: str,
+    place: Place,
+    recipe: Recipe,
+    identity: Mapping[str, Any],
+) -> bool:
+    """Whether this very SAE is there already, by the identity in its file.
 
+    A file of before there were identities is held to what its entry says.
     Errors: UsageError when the name belongs to another SAE, here or elsewhere in the registry.
     """
     if name not in registry.saes.files:
@@ -73,15 +85,33 @@ def is_done(registry: Registry, path: Path, name: str, place: Place, recipe: Rec
         place.trained_on,
     )
     if not same or (spec.recipe, spec.seed) != (recipe.title, recipe.seed):
-        raise UsageError(
-            f"'{name}' is there and was made in another way: {found}",
-            "give --overwrite to replace it, or --name NAME to keep both",
-        )
+        raise _made_otherwise(name, found)
     try:
-        verified_path(spec.weights, spec.path)
-    except SaebenchError:
+        weights = verified_path(spec.weights, spec.path)
+        written = _written_identity(weights) if weights else None
+    except (SaebenchError, ValueError):
         return False
+    if written is not None and canonical_json(written) != canonical_json(identity):
+        keys = sorted(written.keys() | identity.keys())
+        raise _made_otherwise(
+            name,
+            found,
+            [k for k in keys if canonical_json(written.get(k)) != canonical_json(identity.get(k))],
+        )
     return True
+
+
+def _written_identity(weights: Path) -> dict[str, Any] | None:
+    """The identity in the header of a weights file. Errors: WeightsError, ValueError."""
+    return json.loads(sniff(weights).metadata["config"])["extra"].get("identity")
+
+
+def _made_otherwise(name: str, found: Path, keys: Sequence[str] = ()) -> UsageError:
+    differs = f" (another {', '.join(keys)})" if keys else ""
+    return UsageError(
+        f"'{name}' is there and was made in another way{differs}: {found}",
+        "give --overwrite to replace it, or --name NAME to keep both",
+    )
 
 
 def write_entry(

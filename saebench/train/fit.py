@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saebench.errors import UsageError
+from saebench.errors import NonFiniteError, UsageError
 from saebench.saes import Sae
-from saebench.train.checkpoint import Checkpoint
+from saebench.train.checkpoint import Checkpoint, key_of
 from saebench.train.convert import from_sae, to_sae
 from saebench.train.recipe import THRESHOLDED, Recipe
 from saebench.train.scaling import Scaling, geometric_median, measure_scaling
@@ -54,6 +54,8 @@ class Fitted:
 
 Watch = Callable[[int, Sequence[Trainee]], None]
 """Called after each step with the number of steps done and the SAEs in training."""
+OnDivergence = Callable[[Recipe, str], None]
+"""Called with each SAE that is given up, and why."""
 
 
 def fit(
@@ -64,37 +66,75 @@ def fit(
     start: Sae | None = None,
     checkpoint: Checkpoint | None = None,
     watch: Watch | None = None,
+    on_divergence: OnDivergence = lambda recipe, why: None,
 ) -> list[Fitted]:
     """Train one SAE for each recipe on the same rows; `start` replaces their random starts.
 
     With a checkpoint it goes on where that one stands, on the CPU bit for bit as if it had never
-    been interrupted. Errors: NonFiniteError, UsageError for recipes of different lengths.
+    been interrupted; its last one, at the last step, stays. An SAE that diverges is given up and
+    missing from the result. Errors: NonFiniteError when all do, UsageError for recipes of
+    different lengths.
     """
     steps = _same(recipes, "steps")
     if _same(recipes, "batch_rows") != stream.batch_rows:
         raise UsageError(f"the recipes' batches are not the stream's, {stream.batch_rows} rows")
-    saved = checkpoint.load() if checkpoint else None
+    saved = _load(checkpoint, recipes) if checkpoint else None
     if saved:
         scaling = Scaling(saved["mean_d"].to(device), saved["scale"])
     else:
         scaling = measure_scaling(x_nd.to(device) for x_nd in stream.sample(SAMPLE_ROWS))
-    trainees = _trainees(recipes, stream, scaling, device, start)
+    diverged: dict[str, str] = saved["diverged"] if saved else {}
+    for recipe in recipes:
+        if key_of(recipe) in diverged:
+            on_divergence(recipe, diverged[key_of(recipe)])
+    left = [recipe for recipe in recipes if key_of(recipe) not in diverged]
+    trainees = _trainees(left, stream, scaling, device, start)
     if saved:
-        for trainee, state in zip(trainees, saved["trainees"], strict=True):
-            trainee.restore(state)
+        for trainee in trainees:
+            trainee.restore(saved["trainees"][key_of(trainee.recipe)])
+
+    def survivors(act: Callable[[Trainee], None]) -> list[Trainee]:
+        """The trainees on which `act` finds nothing but finite numbers."""
+        kept = []
+        for trainee in trainees:
+            try:
+                act(trainee)
+            except NonFiniteError as error:
+                diverged[key_of(trainee.recipe)] = str(error)
+                on_divergence(trainee.recipe, str(error))
+            else:
+                kept.append(trainee)
+        return kept
 
     done = saved["step"] if saved else 0
     last_saved = time.monotonic()
     for step in range(done, steps):
+        if not trainees:
+            break
         x_nd = scaling(stream.batch(step).to(device))
-        for trainee in trainees:
-            trainee.step(x_nd)
-        if watch:
+        trainees = survivors(lambda trainee, x_nd=x_nd: trainee.step(x_nd))
+        last = step + 1 == steps
+        if last:
+            trainees = survivors(Trainee.check)
+        if watch and trainees:
             watch(step + 1, trainees)
-        if checkpoint and time.monotonic() - last_saved >= checkpoint.every_seconds:
-            checkpoint.save(_state(step + 1, scaling, trainees))
+        waited = time.monotonic() - last_saved
+        if checkpoint and trainees and (last or waited >= checkpoint.every_seconds):
+            checkpoint.save(_state(step + 1, scaling, trainees, diverged))
             last_saved = time.monotonic()
+    if not trainees:
+        if checkpoint:
+            checkpoint.remove()
+        raise NonFiniteError("\n".join(diverged[key_of(recipe)] for recipe in recipes))
     return [_finish(trainee, stream, scaling, device) for trainee in trainees]
+
+
+def _load(checkpoint: Checkpoint, recipes: Sequence[Recipe]) -> dict[str, Any] | None:
+    """The saved state, unless it lacks one of the SAEs: then all begin anew."""
+    saved = checkpoint.load()
+    if saved and {key_of(recipe) for recipe in recipes} <= {*saved["trainees"], *saved["diverged"]}:
+        return saved
+    return None
 
 
 def _same(recipes: Sequence[Recipe], name: str) -> int:
@@ -127,12 +167,15 @@ def _trainees(
     ]
 
 
-def _state(step: int, scaling: Scaling, trainees: Sequence[Trainee]) -> dict[str, Any]:
+def _state(
+    step: int, scaling: Scaling, trainees: Sequence[Trainee], diverged: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "step": step,
         "mean_d": scaling.mean_d,
         "scale": scaling.scale,
-        "trainees": [trainee.state() for trainee in trainees],
+        "trainees": {key_of(trainee.recipe): trainee.state() for trainee in trainees},
+        "diverged": dict(diverged),
     }
 
 

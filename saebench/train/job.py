@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saebench.coders import chain_of, parent_of, token_kinds
 from saebench.errors import Mismatch, UsageError
 from saebench.formats import read_entry, read_sae
 from saebench.registry import Registry
 from saebench.saes import Sae
-from saebench.specs import BackboneSpec, SaeSpec, read_spec
+from saebench.scaffold import check_name
+from saebench.specs import BackboneSpec, SaeSpec, read_spec, semantic_fields
 from saebench.train.config import Start, TrainConfig, recipes, sae_name
 from saebench.train.convert import architecture_of
 from saebench.train.entry import Place, entry_path, is_done
+from saebench.train.identity import identity_of, rows_identity
 from saebench.train.recipe import Recipe
 from saebench.weights import file_sha256, weights_sha256
 
@@ -30,12 +33,15 @@ class Job:
     datasets: tuple[str, ...]
     start: Sae | None
     place: Place
+    rows: dict[str, Any]  # everything that decides the rows and the start, as plain JSON
     todo: dict[str, Recipe]  # entry name -> recipe
     done: dict[str, Recipe]
 
 
 def resolve(config: TrainConfig, registry: Registry, out: Path) -> Job:
     """Names to specs, and what is left to train. Errors: UsageError, NotFound, Mismatch."""
+    if config.name:
+        check_name("sae", config.name)
     parents: tuple[SaeSpec, ...] = ()
     if config.on:
         name = parent_of(f"{config.on}/codes") if config.on.startswith("sae:") else config.on
@@ -65,19 +71,29 @@ def resolve(config: TrainConfig, registry: Registry, out: Path) -> Job:
         "+".join(f"{name}/{registry.dataset(name).train}{limit}" for name in datasets),
     )
     d_model = read_entry(parents[0]).d_sae if parents else layout.width
-    start, start_sae = _start(config, registry, d_model)
+    start, start_sae, semantics = _start(config, registry, d_model)
     named = _named(config, recipes(config, d_model, start), backbone)
+    rows = rows_identity(config, registry, backbone, site, kinds, parents, datasets, d_model) | {
+        "start": semantics
+    }
     done = (
         {}
         if config.overwrite
         else {
             name: recipe
             for name, recipe in named.items()
-            if is_done(registry, entry_path(out, name), name, place, recipe)
+            if is_done(
+                registry,
+                entry_path(out, name),
+                name,
+                place,
+                recipe,
+                identity_of(recipe, rows, config.save_dtype),
+            )
         }
     )
     todo = {name: recipe for name, recipe in named.items() if name not in done}
-    return Job(backbone, site, kinds, parents, tuple(datasets), start_sae, place, todo, done)
+    return Job(backbone, site, kinds, parents, tuple(datasets), start_sae, place, rows, todo, done)
 
 
 def _backbone_name(config: TrainConfig, parents: Sequence[SaeSpec]) -> str:
@@ -106,10 +122,13 @@ def _named(
 
 def _start(
     config: TrainConfig, registry: Registry, d_model: int
-) -> tuple[Start | None, Sae | None]:
-    """The SAE to start from, by name or path, and what it decides."""
+) -> tuple[Start | None, Sae | None, dict[str, Any]]:
+    """What the SAE to start from decides, that SAE, and how its entry says to read it.
+
+    It is named or lies at a path. The hash of its weights is part of the recipe.
+    """
     if not config.init:
-        return None, None
+        return None, None, {}
     path = Path(config.init).expanduser()
     if path.suffix == ".toml" and path.is_file():
         spec = read_spec(SaeSpec, path, path.stem)
@@ -126,4 +145,5 @@ def _start(
         )
     arch = architecture_of(sae, config.init)
     k = sae.k or (round(spec.l0) if spec and spec.l0 else None)
-    return Start(arch, k, sae.d_sae, sha256 or ""), sae
+    semantics = semantic_fields(spec)["semantics"] if spec else {}
+    return Start(arch, k, sae.d_sae, sha256 or ""), sae, semantics

@@ -60,7 +60,7 @@ def train_with_progress(config: TrainConfig, console: Console) -> int:
         )
         return 130
     _print(found, config, console)
-    return 0
+    return 1 if any(sae.diverged for sae in found) else 0
 
 
 def _print(found: Sequence[TrainedSae], config: TrainConfig, console: Console) -> None:
@@ -69,7 +69,7 @@ def _print(found: Sequence[TrainedSae], config: TrainConfig, console: Console) -
         table.add_column(name, justify="left" if name == "SAE" else "right")
     for sae in found:
         if sae.measured is None:
-            table.add_row(sae.name, "", "", "", "there already")
+            table.add_row(sae.name, "", "", "", "diverged" if sae.diverged else "there already")
             continue
         share = sae.measured.dead / sae.recipe.d_sae
         table.add_row(
@@ -81,6 +81,8 @@ def _print(found: Sequence[TrainedSae], config: TrainConfig, console: Console) -
         )
     console.print(table)
     for sae in found:
+        if sae.diverged:
+            console.print(f"{sae.name}: {sae.diverged}", style="red", markup=False)
         if sae.measured and not sae.measured.reached(sae.recipe.target):
             console.print(
                 f"{sae.name}: L0 {sae.measured.l0:.2f} is more than {TOLERANCE:.0%} from its "

@@ -13,28 +13,28 @@ from saebench.backbones import load_backbone
 from saebench.data import open_dataset
 from saebench.errors import Mismatch
 from saebench.formats import read_entry, read_sae, write_sae
-from saebench.identity import content_hash
+from saebench.identity import canonical_json, content_hash
 from saebench.plan import memory_bytes
 from saebench.registry import Registry
 from saebench.rows import choose_device
-from saebench.specs import semantic_fields
 from saebench.train.checkpoint import Checkpoint
 from saebench.train.config import TrainConfig
 from saebench.train.entry import check_out, entry_path, write_entry
 from saebench.train.fit import Measured, fit, measure
+from saebench.train.identity import identity_of
 from saebench.train.job import Job, resolve
 from saebench.train.recipe import Recipe
 from saebench.train.sources import BackboneSource, CodesSource
 from saebench.train.stream import Source, Stream
 from saebench.train.trainee import Trainee
-from saebench.weights import weights_sha256
 
 
 @dataclass(frozen=True)
 class TrainedSae:
     """One SAE of a call: its entry, and what was measured on a sample of its training rows.
 
-    `measured` is None for an SAE that was there already and was not trained again.
+    `measured` is None for an SAE that was there already and was not trained again, and for one
+    that diverged: `diverged` then says where, and nothing is written.
     """
 
     name: str
@@ -42,6 +42,7 @@ class TrainedSae:
     recipe: Recipe
     measured: Measured | None
     seconds: float = 0.0
+    diverged: str = ""
 
 
 class Watch:
@@ -55,7 +56,8 @@ class Watch:
 def train(config: TrainConfig, watch: Watch | None = None) -> list[TrainedSae]:
     """Train the SAEs of a call and write their entries. Those that are there are left alone.
 
-    Errors: UsageError and its kin before anything is computed; NonFiniteError when it diverges.
+    Errors: UsageError and its kin before anything is computed; NonFiniteError when
+    every SAE diverges; one that does so beside others is reported, and the others are finished.
     """
     watch = watch or Watch()
     out = Path(config.out).expanduser()
@@ -63,7 +65,12 @@ def train(config: TrainConfig, watch: Watch | None = None) -> list[TrainedSae]:
     registry = _registry(config, out)
     job = resolve(config, registry, out)
     found = [TrainedSae(n, entry_path(out, n), r, None) for n, r in job.done.items()]
+    identity = _identity(config, job)
+    checkpoint = Checkpoint(
+        out / "_training" / f"{identity[:16]}.pt", identity, 60 * config.checkpoint_minutes
+    )
     if not job.todo:
+        checkpoint.remove()
         return found
     device = choose_device(config.device)
     stream = Stream(
@@ -74,10 +81,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> list[TrainedSae]:
     # Windows pass images again in every epoch, so that their number says nothing of the end.
     n_images = stream.source.n_images if stream.cached else None
     watch.begin(list(job.todo), config.steps, n_images)
-    identity = _identity(config, job, registry)
-    checkpoint = Checkpoint(
-        out / "_training" / f"{identity[:16]}.pt", identity, 60 * config.checkpoint_minutes
-    )
+    diverged: dict[Recipe, str] = {}
     started = time.perf_counter()
     fitted = fit(
         list(job.todo.values()),
@@ -86,18 +90,28 @@ def train(config: TrainConfig, watch: Watch | None = None) -> list[TrainedSae]:
         start=job.start,
         checkpoint=checkpoint,
         watch=watch.step,
+        on_divergence=diverged.__setitem__,
     )
     seconds = time.perf_counter() - started
-    for name, one in zip(job.todo, fitted, strict=True):
+    names = {recipe: name for name, recipe in job.todo.items()}
+    for one in fitted:
+        name = names[one.recipe]
         path = entry_path(out, name)
         weights = path.with_suffix(".safetensors")
         path.parent.mkdir(parents=True, exist_ok=True)
-        extra = {"training": one.recipe.plain(), **vars(job.place)}
+        extra = {
+            "training": one.recipe.plain(),
+            **vars(job.place),
+            "identity": identity_of(one.recipe, job.rows, config.save_dtype),
+        }
         sha256 = write_sae(one.sae, weights, extra=extra, dtype=config.save_dtype)
         # Measured as it is read back, so with the rounding of the file.
         measured = measure(read_sae(weights).to(device), stream, device)
         write_entry(path, weights.name, sha256, job.place, one.recipe, measured, config.licence)
         found.append(TrainedSae(name, path, one.recipe, measured, seconds / len(fitted)))
+    for recipe, why in diverged.items():
+        name = names[recipe]
+        found.append(TrainedSae(name, entry_path(out, name), recipe, None, diverged=why))
     checkpoint.remove()
     return found
 
@@ -131,20 +145,14 @@ def _source(
     return source
 
 
-def _identity(config: TrainConfig, job: Job, registry: Registry) -> str:
-    """What a checkpoint belongs to: the recipes, and everything that decides the rows."""
-    hashes = [weights_sha256(spec.weights, spec.path) for spec in job.parents]
-    return content_hash(
-        {
-            "recipes": [recipe.plain() for recipe in job.todo.values()],
-            "place": vars(job.place),
-            "backbone": semantic_fields(job.backbone),
-            "weights": [weights_sha256(job.backbone.weights, job.backbone.path), *hashes],
-            "datasets": [semantic_fields(registry.dataset(name)) for name in job.datasets],
-            "batch_size": config.batch_size,
-            "memory": config.memory,
-        }
-    )
+def _identity(config: TrainConfig, job: Job) -> str:
+    """What a checkpoint belongs to: all recipes of the call, written or not, and their rows.
+
+    Images at once are part of it: they move last bits of the activations, and a training goes on
+    with the bits that it began with.
+    """
+    recipes = sorted(canonical_json(r.plain()) for r in (*job.todo.values(), *job.done.values()))
+    return content_hash({"recipes": recipes, "rows": job.rows, "batch_size": config.batch_size})
 
 
 def _registry(config: TrainConfig, out: Path) -> Registry:

@@ -59,9 +59,9 @@ class Stream:
                 "use a smaller --batch-rows, or more images",
             )
         self.source, self.batch_rows, self.seed = source, batch_rows, seed
-        bytes_an_image = source.n_tokens * (4 * source.d_model + 8)  # a row and its place
-        fewest = -(-batch_rows // source.n_tokens)
-        self.images_a_window = min(max(memory // bytes_an_image, fewest), source.n_images)
+        self.images_a_window = images_a_window(
+            source.n_images, source.n_tokens, source.d_model, batch_rows, memory
+        )
         self._key: tuple[int, int] | None = None
         self._x_nd = torch.empty(0)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -113,6 +113,15 @@ class Stream:
             self._x_nd = _finite(self.source.rows(np.arange(self.source.n_images)))
         order = _permutation(self.seed, epoch, window + 1, len(self._x_nd))
         self._order, self._key = torch.from_numpy(order), (epoch, window)
+
+
+def images_a_window(
+    n_images: int, n_tokens: int, d_model: int, batch_rows: int, memory: int
+) -> int:
+    """How many images' rows fit into `memory` bytes: at least one batch, at most all."""
+    bytes_an_image = n_tokens * (4 * d_model + 8)  # a row and its place
+    fewest = -(-batch_rows // n_tokens)
+    return min(max(memory // bytes_an_image, fewest), n_images)
 
 
 def _permutation(seed: int, epoch: int, part: int, n: int) -> np.ndarray:

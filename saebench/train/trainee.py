@@ -104,15 +104,24 @@ class Trainee:
             loss = loss + recipe.aux * aux
         self.loss = out.loss.item()
         if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"training of {recipe.setting} diverged at step {self.step_count}",
-                f"try a smaller learning rate than {recipe.lr:.2g}: --lr {recipe.lr / 3:.1g}",
-            )
+            raise self._divergence()
         self.optimizer.zero_grad()
         loss.backward()
         self._update()
         self._remember(active_ns)
         self.step_count += 1
+
+    def check(self) -> None:
+        """Errors: NonFiniteError when the last update has left weights that are not finite."""
+        if not all(torch.isfinite(value).all() for value in self.params.values()):
+            raise self._divergence()
+
+    def _divergence(self) -> NonFiniteError:
+        rate = self.recipe.lr
+        return NonFiniteError(
+            f"training of {self.recipe.setting} diverged at step {self.step_count}",
+            f"try a smaller learning rate than {rate:.2g}: --lr {rate / 3:.1g}",
+        )
 
     @torch.no_grad()
     def _update(self) -> None:
