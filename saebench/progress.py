@@ -45,7 +45,8 @@ class ProgressWatch(Watch):
 
     def group(self, group: Group, n_images: int) -> None:
         n_coders = sum(len(wave.coders) for wave in group.waves)
-        text = f"{group.backbone.name} · {group.source.spec.name} · {n_coders} SAEs and controls"
+        what = "1 SAE or control" if n_coders == 1 else f"{n_coders} SAEs and controls"
+        text = f"{group.backbone.name} · {group.source.spec.name} · {what}"
         if not self.console.is_terminal:
             self.console.print(text, markup=False)
         self.current = self.bar.add_task(escape(text), total=n_images)
@@ -114,7 +115,8 @@ def print_result(
         )
     n_done = len(result.plan.todo) - len(result.failed)
     done_before = f", {len(result.plan.done)} were there already" if result.plan.done else ""
-    console.print(f"{n_done} units measured in {seconds:.0f} s{done_before}", markup=False)
+    units = "1 unit" if n_done == 1 else f"{n_done} units"
+    console.print(f"{units} measured in {seconds:.0f} s{done_before}", markup=False)
     for name in result.changed_tasks:
         messages.print(CHANGED_TASK.format(name=name), style="yellow", soft_wrap=True)
     for refusal in result.plan.refused:
