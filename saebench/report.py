@@ -23,6 +23,7 @@ Row = dict[str, Any]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " →1", "none": ""}
 PLACE = ("backbone", "dataset", "site", "tokens")
+LONGEST = 26  # characters of a name that leave room for four columns within 80
 
 
 def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> None:
@@ -131,5 +132,6 @@ def number(value: float) -> str:
 
 
 def short(name: str, backbone: str) -> str:
-    """An SAE's name without the backbone that stands in the title."""
-    return name.removeprefix(f"{backbone}/")
+    """An SAE's name without the backbone that stands in the title, a long one on two lines."""
+    name = name.removeprefix(f"{backbone}/")
+    return name if len(name) <= LONGEST else name.replace("@", "\n  @")

@@ -102,6 +102,12 @@ def test_a_task_that_no_board_knows_gets_its_first_metric() -> None:
     assert found == ["mine/first"]
 
 
+def test_a_long_name_of_a_control_breaks_where_it_reads_well() -> None:
+    text = printed([row("b/matryoshka-batchtopk-k8@shuffled-decoder", sae_recipe="control")])
+    assert "\nmatryoshka-batchtopk-k8" in text
+    assert "\n  @shuffled-decoder" in text
+
+
 def test_hostile_names_stay_text() -> None:
     text = printed([row("b/[red]x[/red]"), row("b/" + "long" * 30)])
     assert "[red]x[/red]" in text
