@@ -1,6 +1,6 @@
 """How much slower than its bare encoder product is the evaluation of an SAE?
 
-    pytest -m bench tests/bench -s
+    pytest tests/bench -m bench -n 0 --benchmark-enable -s
 
 Ratios are of medians over interleaved rounds in one process; docs/performance.md has results. CPU
 time is printed beside the clock's, which other programs on the machine disturb.
