@@ -12,7 +12,8 @@ from saebench.errors import DataError, UsageError
 from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
-from saebench.specs import DatasetSpec, RunConfig, validated
+from saebench.specs import DatasetSpec, RunConfig
+from saebench.strict import validated
 from saebench.taskfiles import source_sha256
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from typing import Any, Generic
 
 from saebench import paths
 from saebench.errors import NotFound, SpecError, UsageError
-from saebench.specs import BackboneSpec, BoardSpec, DatasetSpec, SaeSpec, Spec, read_spec
+from saebench.specs import BackboneSpec, BoardSpec, DatasetSpec, SaeSpec
+from saebench.strict import Spec, read_spec
 
 _GLOB = set("*?[")
 

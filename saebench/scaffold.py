@@ -12,7 +12,8 @@ from textwrap import dedent
 from saebench.coders import check_fit
 from saebench.errors import UsageError
 from saebench.registry import Registry
-from saebench.specs import SaeSpec, parse_spec
+from saebench.specs import SaeSpec
+from saebench.strict import parse_spec
 from saebench.weights import file_sha256, weights_path
 
 FOLDERS = {

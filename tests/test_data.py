@@ -24,7 +24,8 @@ from saebench.data.shapes import scene
 from saebench.data.taxonomy import COLOURS, FAMILIES, GENERA, SPECIES, TEXTURES
 from saebench.errors import DataError, NotFound, SpecError, UsageError
 from saebench.paths import CONTENT
-from saebench.specs import DatasetSpec, read_spec
+from saebench.specs import DatasetSpec
+from saebench.strict import read_spec
 
 
 def spec_of(name: str) -> DatasetSpec:

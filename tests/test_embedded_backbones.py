@@ -26,7 +26,8 @@ from sklearn.preprocessing import StandardScaler
 from saebench.backbones import load_backbone
 from saebench.data import Dataset, open_dataset
 from saebench.paths import CONTENT
-from saebench.specs import BackboneSpec, DatasetSpec, read_spec
+from saebench.specs import BackboneSpec, DatasetSpec
+from saebench.strict import read_spec
 
 NAMES = ("tiny-clip", "tiny-bioclip", "tiny-dinov2", "tiny-vit", "tiny-resnet")
 CLASSIFIERS = ("tiny-vit", "tiny-resnet")

@@ -14,7 +14,18 @@ from saebench import paths
 
 PACKAGE = Path(saebench.__file__).parent
 HEAVY = {"torch", "torchvision", "pandas", "pyarrow", "timm", "open_clip", "datasets", "sklearn"}
-LIGHT = ["cli", "specs", "registry", "task", "taskfiles", "plan", "coders", "errors", "paths"]
+LIGHT = [
+    "cli",
+    "specs",
+    "strict",
+    "registry",
+    "task",
+    "taskfiles",
+    "plan",
+    "coders",
+    "errors",
+    "paths",
+]
 
 
 def module_level_imports(path: Path) -> set[str]:

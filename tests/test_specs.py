@@ -12,11 +12,9 @@ from saebench.specs import (
     SaeSpec,
     SiteSpec,
     WeightsSpec,
-    parse_spec,
-    read_spec,
     semantic_fields,
-    validated,
 )
+from saebench.strict import parse_spec, read_spec, validated
 
 SAE = {"backbone": "b", "site": "blocks.2", "weights": {"file": "x"}}
 BACKBONE = {

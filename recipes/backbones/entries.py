@@ -11,7 +11,8 @@ from torch import nn
 
 from recipes.backbones import contrastive, supervised
 from saebench.paths import CONTENT
-from saebench.specs import BackboneSpec, read_spec
+from saebench.specs import BackboneSpec
+from saebench.strict import read_spec
 
 SEED = 0
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from saebench.data import Dataset, open_dataset
 from saebench.paths import CONTENT
-from saebench.specs import DatasetSpec, read_spec
+from saebench.specs import DatasetSpec
+from saebench.strict import read_spec
 
 DATASETS = ("digits", "shapes")
 

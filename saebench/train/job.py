@@ -13,7 +13,8 @@ from saebench.formats import read_entry, read_sae
 from saebench.registry import Registry
 from saebench.saes import Sae
 from saebench.scaffold import check_name
-from saebench.specs import BackboneSpec, SaeSpec, read_spec, semantic_fields
+from saebench.specs import BackboneSpec, SaeSpec, semantic_fields
+from saebench.strict import read_spec
 from saebench.train.config import Start, TrainConfig, recipes, sae_name
 from saebench.train.convert import architecture_of
 from saebench.train.entry import Place, entry_path, is_done
