@@ -192,7 +192,7 @@ def check_config(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: it has to be 1 or more")
-    if config.workers < 0:
+    if config.workers is not None and config.workers < 0:
         raise UsageError(f"--workers {config.workers}: it has to be 0 or more")
     memory_bytes(config.memory)
 

@@ -107,7 +107,7 @@ class GroupRun:
             lambda site: backbone_identity(self.group.backbone, site),
             self.config.dtype,
             self.tiles,
-            self.config.workers,
+            self.config.workers or 0,
             self.watch.train_images,
         )
         loaded = load_coders(
@@ -197,7 +197,7 @@ class GroupRun:
             self.order[positions],
             self.backbone.transform,
             self.tiles.batch_size,
-            self.config.workers,
+            self.config.workers or 0,
         )
         first = int(positions[0])
         for index, images_b3hw in stream:

@@ -43,16 +43,17 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
-    """Where a weights file is: `file` beside the entry, or `hub`, `revision` and `filename`.
+    """Where a weights file is: `file` beside the entry, or `hub`, a Hugging Face repository.
 
-    `sha256` identifies the bytes. It is checked before anything is parsed.
+    `sha256` identifies the bytes. It is checked before anything is parsed. Whatever of `revision`,
+    `filename` and `sha256` a hub entry leaves out is resolved at first use and locked
+    (`saebench.lock`).
     """
 
     file: str | None = None
-    hub: str | None = None
-    revision: str | None = None
-    filename: str | None = None
-    tag: str | None = None
+    hub: str | None = None  # owner/name
+    revision: str | None = None  # a commit, tag or branch; none: the default branch
+    filename: str | None = None  # none: the loader's usual names, in their usual order
     sha256: str | None = semantic(default=None)
 
 
@@ -210,9 +211,51 @@ class SaeSpec:
             raise ValueError("l0 is a number of latents, above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FolderForm:
+    """Image files in folders: `<root>/<split>/<class>/…/<image>`, or listed in a table.
+
+    `root` is absolute, or relative to the entry's folder; none: `<data root>/<dataset name>`.
+    """
+
+    root: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)  # split -> its folder below root
+    labels: str | None = None  # a CSV below root, with columns file, label, and perhaps split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarForm:
+    """Tar shards in WebDataset layout: members of one stem are one sample (`x.jpg`, `x.cls`)."""
+
+    root: str | None = None  # as of a folder
+    splits: Mapping[str, str] = field(default_factory=dict)  # split -> glob of its shards
+    label: str = "cls"  # the member that holds the label: `cls` (a number or a name), or
+    # `json:<key>`; `folder`: the label is the folder of the key
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubForm:
+    """A dataset of the Hugging Face hub, read with the `datasets` library."""
+
+    repo: str  # owner/name, or a folder that holds its Parquet files
+    config: str = ""
+    revision: str | None = None  # none: resolved at first use and locked
+    splits: Mapping[str, str] = field(default_factory=dict)  # split -> the hub's name of it
+    image: str = "image"  # column of the images
+    label: str = "label"  # column of the labels
+    id: str | None = None  # column of the ids; none: the image's path, else the row number
+    levels: Mapping[str, str] = field(default_factory=dict)  # label level -> its column
+    streaming: bool = False  # take the first rows as they come, without downloading the rest
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetSpec:
-    """A labelled image dataset. `source` names the reader in `saebench.data`."""
+    """A labelled image dataset. `source` names the reader in `saebench.data`.
+
+    `source = "images"` is a collection that may be had in several forms: `folder`, `tar` and `hub`
+    say what each looks like, and the first that is there is read. Ids, labels and so the manifest
+    are the same in every form, which is why a form is not part of the dataset's identity.
+    """
 
     name: str
     path: str = ""
@@ -221,6 +264,17 @@ class DatasetSpec:
     revision: str = semantic(default="")
     train: str = semantic(default="train")  # the split artifacts are fitted on
     test: str = semantic(default="test")  # the split rows are measured on
+    folder: FolderForm | None = None
+    tar: TarForm | None = None
+    hub: HubForm | None = None
+    # The class list, in label order: `imagenet-1k`, `inat21`; none: the names found, sorted.
+    classes: str = semantic(default="")
+    # A regular expression whose group 1, searched in a file's path below its split, is the image's
+    # id; none: that path without its suffix.
+    id_pattern: str = semantic(default="")
+    holdout: float | None = semantic(default=None)  # no split folders: this share is `test`
+    # Of zero-shot texts, with {} for the name; or the name of a set: `openai_imagenet`, `simple`.
+    templates: tuple[str, ...] | str = semantic(default=())
     replaces: str = ""
     description: str = ""
     licence: str = ""
@@ -229,6 +283,8 @@ class DatasetSpec:
     def __post_init__(self) -> None:
         if self.train == self.test:
             raise ValueError("train and test are one split: statistics would see what is measured")
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise ValueError("holdout is a share of the images, between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +318,9 @@ class RunConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone
     batch_size: int = 64  # images
     memory: str = "4GiB"  # for the SAEs held at once; more of them go in further passes
-    workers: int = 0  # processes that decode images; 0 decodes in this one
+    workers: int | None = None  # processes that decode images; 0 decodes in this one; none: chosen
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
+    bad_images: Literal["fail", "skip"] = "fail"  # what to do with an image that does not decode
     out: str = "results"  # the results folder; the same command again resumes there
     registry: tuple[str, ...] = ()  # content folders searched before all others
     suite: Literal["default", "full"] = "default"  # full: also what takes long

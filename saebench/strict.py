@@ -19,12 +19,26 @@ from saebench.specs import (
     BackboneSpec,
     BoardSpec,
     DatasetSpec,
+    FolderForm,
     HeadSpec,
+    HubForm,
     InputSpec,
     SaeSpec,
     SiteSpec,
+    TarForm,
     WeightsSpec,
 )
+
+NESTED: dict[str, type] = {
+    "weights": WeightsSpec,
+    "input": InputSpec,
+    "sites": SiteSpec,
+    "head": HeadSpec,
+    "folder": FolderForm,
+    "tar": TarForm,
+    "hub": HubForm,
+}
+"""The tables of an entry, and what they hold."""
 
 Spec = TypeVar("Spec", BackboneSpec, SaeSpec, DatasetSpec, BoardSpec)
 
@@ -83,7 +97,7 @@ def _json(values: Mapping[str, Any], where: str) -> str:
 def _adapter(kind: type) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
-    for cls in (WeightsSpec, InputSpec, SiteSpec, HeadSpec, kind):
+    for cls in (*NESTED.values(), kind):
         setattr(cls, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010
     return TypeAdapter(kind)
 
@@ -106,7 +120,6 @@ def _explain(kind: type, error: Any, where: str) -> tuple[str, str]:
 
 def _keys_at(kind: type, loc: tuple[Any, ...]) -> list[str]:
     """The valid keys of the (possibly nested) spec that an error location points into."""
-    nested = {"weights": WeightsSpec, "input": InputSpec, "sites": SiteSpec, "head": HeadSpec}
-    if loc and loc[0] in nested:
-        kind = nested[loc[0]]
+    if loc and loc[0] in NESTED:
+        kind = NESTED[str(loc[0])]
     return [f.name for f in dataclasses.fields(kind) if f.name not in ("name", "path")]

@@ -21,11 +21,6 @@ def weights_path(weights: WeightsSpec, entry: str) -> Path | None:
     `file` is relative to the entry's own folder. Errors: WeightsError (absent, not to be
     downloaded), SpecError (the entry does not say enough, or too much).
     """
-    if weights.tag is not None:
-        raise SpecError(
-            f"{entry}: weights.tag is not supported yet",
-            "name the file instead: weights.file, or weights.hub, revision and filename",
-        )
     if weights.hub is not None:
         return _from_hub(weights, entry)
     if weights.file is None:

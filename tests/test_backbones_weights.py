@@ -173,7 +173,6 @@ def test_a_folder_is_not_a_file(spec: BackboneSpec, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tag": "augreg_in21k"}, "tag is not supported yet.*weights.file"),
         ({"hub": "a/b", "filename": "c"}, "needs a revision and a filename"),
         ({"hub": "a/b", "revision": "c"}, "needs a revision and a filename"),
         ({"hub": "a/b", "file": "c"}, "keep one of them"),

@@ -68,13 +68,13 @@ def build_module(spec: BackboneSpec) -> nn.Module | SteppedModel | Backbone:
     Errors: SpecError.
     """
     if spec.loader == "timm":
-        from saebench.backbones import timm_models
+        from saebench.backbones import timm_build
 
-        return timm_models.build(spec)
+        return timm_build.build(spec)
     if spec.loader == "open_clip":
-        from saebench.backbones import open_clip_models
+        from saebench.backbones import open_clip_build
 
-        return open_clip_models.build(spec)
+        return open_clip_build.build(spec)
     if ":" not in spec.loader:
         raise SpecError(
             f"{spec.path or spec.name}: there is no loader '{spec.loader}'",

@@ -13,32 +13,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 
+from saebench.data.access import Access
 from saebench.data.dataset import Dataset
 from saebench.data.manifest import Manifest
 from saebench.errors import NotFound
 from saebench.specs import DatasetSpec
 
-__all__ = ["Dataset", "Manifest", "open_dataset"]
+__all__ = ["Access", "Dataset", "Manifest", "open_dataset"]
 
 
-def _digits(spec: DatasetSpec) -> Dataset:
+def _digits(spec: DatasetSpec, access: Access) -> Dataset:
     from saebench.data.digits import Digits
 
     return Digits(spec)
 
 
-def _shapes(spec: DatasetSpec) -> Dataset:
+def _shapes(spec: DatasetSpec, access: Access) -> Dataset:
     from saebench.data.shapes import Shapes
 
     return Shapes(spec)
 
 
-SOURCES: dict[str, Callable[[DatasetSpec], Dataset]] = {"digits": _digits, "shapes": _shapes}
+SOURCES: dict[str, Callable[[DatasetSpec, Access], Dataset]] = {
+    "digits": _digits,
+    "shapes": _shapes,
+}
 """`DatasetSpec.source` -> the reader that opens it."""
 
 
-def open_dataset(spec: DatasetSpec) -> Dataset:
-    """The dataset an entry describes.
+def open_dataset(spec: DatasetSpec, access: Access | None = None) -> Dataset:
+    """The dataset an entry describes, as it is to be had on this machine.
 
     Errors: NotFound for an unknown source, SpecError for options it does not have.
     """
@@ -48,4 +52,4 @@ def open_dataset(spec: DatasetSpec) -> Dataset:
             f"{spec.path or spec.name}: no reader is called '{spec.source}'",
             f'did you mean source = "{near[0]}"?' if near else f"sources: {', '.join(SOURCES)}",
         )
-    return SOURCES[spec.source](spec)
+    return SOURCES[spec.source](spec, access or Access())

@@ -1,0 +1,89 @@
+"""Builds an open_clip model as an entry describes it, with random weights.
+
+The model's configuration is one that open_clip ships with, by its name, or a folder's:
+`model = "local-dir:<folder>"`, relative to the entry, that holds `open_clip_config.json`. There, a
+tokenizer's `text_cfg.tokenizer_kwargs.bpe_path` is relative to the folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import open_clip
+from torch import nn
+
+from saebench.errors import SpecError
+from saebench.specs import BackboneSpec
+
+LOCAL = "local-dir:"
+_ARGS = (
+    "force_quick_gelu",
+    "force_custom_text",
+    "force_image_size",
+    "force_context_length",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+)
+
+
+def build(spec: BackboneSpec) -> nn.Module:
+    """The open_clip model of an entry, with random weights. Errors: SpecError."""
+    where = spec.path or spec.name
+    if unknown := [key for key in spec.model_args if key not in _ARGS]:
+        raise SpecError(
+            f"{where}: model_args.{unknown[0]} is not used for open_clip",
+            f"these are: {', '.join(_ARGS)}; weights go under [weights]",
+        )
+    name = model_name(spec)
+    try:
+        with _quiet():
+            return open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, **spec.model_args
+            )
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, OSError) as error:
+        raise SpecError(f"{where}: open_clip cannot build '{spec.model}': {error}") from error
+
+
+def model_name(spec: BackboneSpec) -> str:
+    """The name that open_clip knows the model by: a folder becomes an absolute path.
+
+    Errors: SpecError where there is no such model or folder.
+    """
+    where = spec.path or spec.name
+    if spec.model.startswith(LOCAL):
+        folder = (Path(spec.path).parent / spec.model.removeprefix(LOCAL)).resolve()
+        if not (folder / "open_clip_config.json").is_file():
+            raise SpecError(
+                f"{where}: {folder} has no open_clip_config.json",
+                'model = "local-dir:<folder>" is relative to the entry\'s own folder',
+            )
+        return f"{LOCAL}{folder}"
+    if spec.model not in open_clip.list_models():
+        near = get_close_matches(spec.model, open_clip.list_models(), n=3, cutoff=0.4)
+        raise SpecError(
+            f"{where}: open_clip has no model '{spec.model}'",
+            f"the nearest: {', '.join(near)}; or a folder of your own: local-dir:<folder>",
+        )
+    return spec.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hush open_clip's warning that it loads no weights, which we do ourselves.
+
+    It is logged through the root logger, and the first such call would also configure logging for
+    the whole process, were there no handler.
+    """
+    before, handler = logging.root.manager.disable, logging.NullHandler()
+    logging.disable(logging.WARNING)
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
+        logging.disable(before)
