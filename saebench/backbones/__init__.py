@@ -92,7 +92,7 @@ def build_module(spec: BackboneSpec) -> nn.Module | SteppedModel | Backbone:
 def _stepped(module: nn.Module, spec: BackboneSpec) -> SteppedModel:
     from saebench.backbones import open_clip_models, timm_models
 
-    model = timm_models.stepped(module) or open_clip_models.stepped(module, spec)
+    model = timm_models.stepped(module, spec.input.size) or open_clip_models.stepped(module, spec)
     if model is None:
         raise SpecError(
             f"{spec.path or spec.name}: the forward pass of '{spec.model}' "

@@ -7,7 +7,7 @@ all that later layers see: a *bottleneck* site is a boundary (the residual strea
 conv stage, the pooled embedding). A site on a module that runs within a step is a *branch* (an MLP,
 an attention): a skip connection passes it by, so resuming there needs the boundary before the step.
 
-One file per library says which steps its models have: `timm_models`, `open_clip_models`.
+`architectures` has one file per family; `timm_models` and `open_clip_models` say who knows what.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class SteppedModel:
     tower: the part that sees images, where the activation function is checked (None: `module`).
     prefix: tokens before the patches, by kind, and grid: patches [h w], where the model has tokens.
     image_size: [h w] of the images it takes, where it takes only one.
+    natural: the sites that an entry would name, as name -> path of the module whose output it is.
     """
 
     module: nn.Module
@@ -81,6 +82,7 @@ class SteppedModel:
     grid: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
     text: TextTower | None = None
+    natural: Mapping[str, str] = field(default_factory=dict)
 
     def boundaries(self) -> dict[tuple[str, str], int]:
         """(module path, side) -> i, for all that lies on a boundary: the input of step i."""

@@ -1,0 +1,96 @@
+"""timm's VisionTransformer: ViT, CLIP, SigLIP, DINO, DINOv2 (with or without registers), MAE, DeiT.
+
+patch_embed | position embedding, pos_drop | norm_pre | blocks.i … | norm | pool
+| fc_norm, head_drop | head
+
+DeiT with a distillation token: … | norm | both heads, averaged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from saebench.backbones.architectures.parts import each, one, pair
+from saebench.backbones.steps import Output, Step, SteppedModel
+
+
+def vision_transformer(model: VisionTransformer, size: int | None) -> SteppedModel:
+    """`forward_features`, then `forward_head`."""
+    pool_modules = () if model.attn_pool is None else ("attn_pool",)
+
+    def norm_pooled(x: Tensor) -> Tensor:
+        return model.head_drop(model.fc_norm(x))
+
+    def read(x: Tensor) -> Output:
+        return Output(x, model.head(x) if model.num_classes > 0 else None)
+
+    pool = Step(model.pool, modules=pool_modules, ends=pool_modules)
+    fc_norm = Step(
+        norm_pooled, modules=("fc_norm",), starts=("fc_norm",), ends=("fc_norm", "head_drop")
+    )
+    return SteppedModel(
+        module=model,
+        steps=(*_features(model), pool, fc_norm),
+        read=read,
+        reads=("head",),
+        n_classes=model.num_classes,
+        natural={**natural_sites(model), "pooled": "fc_norm"},
+        prefix={"cls": int(model.cls_token is not None), "registers": model.num_reg_tokens},
+        **patches(model, size),
+    )
+
+
+def distilled(model: VisionTransformerDistilled, size: int | None) -> SteppedModel:
+    """DeiT with a distillation token: the two heads read two tokens, and their means are taken."""
+
+    def read(x: Tensor) -> Output:
+        embedding = model.forward_head(x, pre_logits=True)
+        return Output(embedding, model.forward_head(x) if model.num_classes > 0 else None)
+
+    return SteppedModel(
+        module=model,
+        steps=_features(model),
+        read=read,
+        n_classes=model.num_classes,
+        natural=natural_sites(model),
+        prefix={"cls": 1, "distillation": 1},
+        **patches(model, size),
+    )
+
+
+def _features(model: VisionTransformer) -> tuple[Step, ...]:
+    """`forward_features`: images -> the normed sequence [b t d]."""
+
+    def embed(x: Tensor) -> Tensor:
+        return model.patch_drop(model._pos_embed(x))
+
+    embedding = ("pos_drop", "patch_drop")
+    return (
+        one(model, "patch_embed"),
+        Step(embed, modules=embedding, ends=embedding),
+        one(model, "norm_pre"),
+        *each(model, "blocks"),
+        one(model, "norm"),
+    )
+
+
+def natural_sites(model: Any) -> dict[str, str]:
+    """The residual stream after each block, and after the final norm where there is one."""
+    sites = {f"blocks.{i}": f"blocks.{i}" for i in range(len(model.blocks))}
+    return sites if isinstance(model.norm, nn.Identity) else {**sites, "norm": "norm"}
+
+
+def patches(model: Any, size: int | None) -> dict[str, Any]:
+    """The grid of patches and the image size of a transformer with a `PatchEmbed`.
+
+    A model with `dynamic_img_size` takes any size: its grid is that of the size it is used at.
+    """
+    embed = model.patch_embed
+    if not model.dynamic_img_size:
+        return {"grid": pair(embed.grid_size), "image_size": pair(embed.img_size)}
+    used = embed.img_size if size is None else (size, size)
+    return {"grid": None if used is None else pair(embed.dynamic_feat_size(used))}
