@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench.data import open_dataset
+from saebench.data import Access, open_dataset
 from saebench.errors import DataError, UsageError
 from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
 from saebench.registry import Registry
@@ -46,8 +46,8 @@ def config_of(**options: Any) -> RunConfig:
             options[name] = (str(options[name]),)
         elif name in options:
             options[name] = tuple(str(item) for item in options[name] or ())
-    for name in ("out", "device"):
-        if name in options:
+    for name in ("out", "device", "data_root"):
+        if options.get(name) is not None:
             options[name] = str(options[name])
     # NumPy's numbers are as good as Python's.
     options = {key: v.item() if hasattr(v, "item") else v for key, v in options.items()}
@@ -130,7 +130,9 @@ def _is_done(config: RunConfig, folder: ResultsFolder) -> Callable[[str], bool]:
 
 def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
     """Hash and size of the two splits of a dataset that a run uses."""
-    dataset = open_dataset(spec)
+    n_train = config.train_limit or STATISTICS_IMAGES
+    access = Access.of(config.data_root, {spec.test: config.limit, spec.train: n_train})
+    dataset = open_dataset(spec, access)
     test, train = dataset.manifest(spec.test), dataset.manifest(spec.train)
     if shared := set(test.ids) & set(train.ids):
         raise DataError(
@@ -143,5 +145,8 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
         test.sha256,
         train.sha256,
         min(config.limit or len(test.ids), len(test.ids)),
-        min(config.train_limit or STATISTICS_IMAGES, len(train.ids)),
+        min(n_train, len(train.ids)),
+        access,
+        dataset.resolved_revision,
+        test.stratified and train.stratified,
     )

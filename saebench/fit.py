@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -169,7 +169,9 @@ class Fitter:
     dtype: str
     tiles: Tiles
     workers: int = 0
+    bad_images: Literal["fail", "skip"] = "fail"
     on_images: Callable[[int], None] = lambda n: None
+    on_bad: Callable[[str, int, str], None] = lambda split, row, why: None
 
     def fit(self, makers: Sequence[Callable[[], Fit]]) -> list[Artifact]:
         """The artifact of each, from the store where it is, else from one pass for all.
@@ -198,6 +200,7 @@ class Fitter:
             "n_images": self._n_images(fit),
             "dtype": self.dtype,
             "protocol": PROTOCOL,
+            **({"bad_images": self.bad_images} if self.bad_images != "fail" else {}),
             **fit.key,
         }
 
@@ -228,6 +231,8 @@ class Fitter:
             self.backbone.transform,
             self.tiles.batch_size,
             self.workers,
+            bad_images=self.bad_images,
+            on_bad=lambda row, why: self.on_bad(split, row, why),
         )
         seen = 0
         for index, images_b3hw in stream:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
+from saebench.data.access import Access
 from saebench.errors import UsageError, WeightsError
 from saebench.identity import content_hash
 from saebench.registry import Registry, is_glob
@@ -42,6 +43,9 @@ class Source:
     train_sha256: str
     n_images: int
     n_train: int  # images that statistics are fitted on
+    access: Access = field(default_factory=Access)
+    resolved_revision: str = ""  # of a hub dataset: the commit
+    stratified: bool = True  # False: the images of a stream, in its own order
 
     @property
     def n_segments(self) -> int:
@@ -108,7 +112,7 @@ def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
     return {
         "name": spec.name,
         **semantic_fields(spec),
-        "weights": weights_sha256(spec.weights, spec.path),
+        "weights": weights_sha256(spec),
         "model_files": model_files(spec),
         "site": semantic_fields(spec.sites[site]),
     }
@@ -134,7 +138,7 @@ def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
             {
                 "name": link.name,
                 **semantic_fields(link),
-                "weights": weights_sha256(link.weights, link.path),
+                "weights": weights_sha256(link),
             }
             for link in chain_of(registry, ref.sae)
         ]
@@ -249,6 +253,8 @@ def _units(
         "n_images": source.n_images,
         "n_train": source.n_train,
     }
+    if config.bad_images != "fail":  # images may then be left out
+        dataset["bad_images"] = config.bad_images
     for task in tasks:
         variants = [False, True] if config.conventions and task.has_conventions else [False]
         for conventions in variants:

@@ -31,6 +31,7 @@ from saebench.results import SCHEMA_VERSION
 from saebench.specs import RunConfig
 from saebench.task import Measurement, Metric, Task, variant_string
 from saebench.taskfiles import source_sha256
+from saebench.weights import weights_revision
 
 if TYPE_CHECKING:
     from saebench.plan import Unit
@@ -81,14 +82,16 @@ class Environment:
 
 
 def unit_rows(
-    unit: Unit, task: Task, coder: Coder, environment: Environment, seconds: float
+    unit: Unit, task: Task, coder: Coder, environment: Environment, seconds: float, n_seen: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """All rows of a unit, and its replicate values under `group|metric|variant`.
 
+    `n_seen`: images that were measured; fewer than planned where some did not decode.
     Errors: SaebenchError for a metric that the task does not declare, or a value out of bounds.
     """
     common = {**environment.columns, **_unit_columns(unit, coder, environment)}
     common |= {"seconds": seconds, "peak_mem_bytes": environment.peak_memory()}
+    common |= {"n_skipped": unit.source.n_images - n_seen}
     declared = {metric.name: metric for metric in task.metrics}
     rows, replicates = [], {}
     for found in task.results():
@@ -115,7 +118,7 @@ def unit_rows(
                 "ci_low": low,
                 "ci_high": high,
                 "n": found.n,
-                "n_images": found.n_images or unit.source.n_images,
+                "n_images": found.n_images or n_seen,
                 "note": found.note,
             }
         )
@@ -185,11 +188,15 @@ def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[st
         "pretraining": backbone.pretraining,
         "corpus": backbone.corpus,
         "backbone_hash": content_hash(unit.identity["backbone"])[:32],
+        "backbone_revision": weights_revision(backbone) or None,
+        "backbone_sha256": unit.identity["backbone"]["weights"],
         "sae": ref.name,
         "sae_architecture": coder.architecture,
         "sae_recipe": spec.recipe if spec and ref.is_sae else "control",
         "sae_seed": spec.seed if spec and ref.is_sae else None,
         "sae_hash": content_hash(unit.identity["sae"])[:32],
+        "sae_revision": (weights_revision(spec) or None) if spec else None,
+        "sae_sha256": unit.identity["sae"]["saes"][0]["weights"] if spec else None,
         "origin": origin.label,
         "site": ref.site,
         "tokens": ref.tokens,
@@ -200,7 +207,9 @@ def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[st
         "task_version": unit.task.version,
         "task_sha256": source_sha256(unit.task),
         "dataset": unit.source.spec.name,
-        "dataset_revision": unit.source.spec.revision,
+        "dataset_revision": unit.source.resolved_revision or unit.source.spec.revision,
+        "dataset_sha256": unit.source.test_sha256,
+        "stratified": unit.source.stratified,
     }
 
 

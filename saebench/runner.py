@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from saebench.backbones import Backbone, load_backbone
+from saebench.bad_images import BadImages
 from saebench.batch import (
     TILE_BYTES,
     CoderError,
@@ -30,17 +31,20 @@ from saebench.batch import (
 )
 from saebench.calibrate import Place
 from saebench.data import Dataset, open_dataset
-from saebench.data.loader import batches
+from saebench.data.loader import choose_workers
 from saebench.errors import NonFiniteError, SaebenchError
+from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders
-from saebench.plan import SEGMENT, Group, Unit, Wave, backbone_identity
+from saebench.plan import Group, Unit, Wave, backbone_identity
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
 from saebench.specs import RunConfig
 from saebench.store import Store
 from saebench.task import Context, Task
+
+SEEN = "n_images_seen"  # beside a task's own state: how many images of the segment decoded
 
 
 class Watch:
@@ -75,16 +79,24 @@ class GroupRun:
             device = self.environment.torch_device
             dtype = getattr(torch, self.config.dtype)
             self.backbone: Backbone = load_backbone(self.group.backbone, device=device, dtype=dtype)
-            self.dataset: Dataset = open_dataset(self.group.source.spec)
-            manifest = self.dataset.manifest(self.group.source.spec.test)
-            self.order = manifest.order(self.group.source.n_images)
-            self.ids = [manifest.ids[i] for i in self.order]
-            self.labels = manifest.labels[self.order]
-            self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
+            source = self.group.source
+            self.dataset: Dataset = open_dataset(source.spec, source.access)
+            asked = self.config.workers
+            self.workers = choose_workers(self.dataset, device) if asked is None else asked
+            self.bad = BadImages(self.folder.out, self.dataset, self.watch.say)
+            self.evaluation = Evaluation(
+                self.backbone,
+                self.dataset,
+                source,
+                workers=self.workers,
+                bad_images=self.config.bad_images,
+                bad=self.bad,
+            )
             self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
             for wave in self.group.waves:
                 failed += self._wave(wave)
                 waiting = [unit for unit in waiting if unit not in wave.units]
+            self.bad.report()
         except Exception as error:
             # Of the backbone or the data: nothing that is left in this group can be measured.
             # What failed for a reason of its own keeps its record.
@@ -107,8 +119,10 @@ class GroupRun:
             lambda site: backbone_identity(self.group.backbone, site),
             self.config.dtype,
             self.tiles,
-            self.config.workers or 0,
-            self.watch.train_images,
+            self.workers,
+            self.config.bad_images,
+            on_images=self.watch.train_images,
+            on_bad=self.bad.add,
         )
         loaded = load_coders(
             wave.coders,
@@ -133,7 +147,7 @@ class GroupRun:
                 if self.group.source.n_segments > 1:
                     partial.save_many(segment, states)
             else:
-                self.watch.images(len(self._segment_positions(segment)))
+                self.watch.images(len(self.evaluation.places(segment)))
         seconds = time.perf_counter() - started
         for unit in wave.units:
             if unit not in failed:
@@ -141,10 +155,6 @@ class GroupRun:
                 if not self._finish(unit, loaded, in_memory, seconds):
                     failed[unit] = None
         return list(failed)
-
-    def _segment_positions(self, segment: int) -> np.ndarray:
-        n_images = self.group.source.n_images
-        return np.arange(segment * SEGMENT, min((segment + 1) * SEGMENT, n_images))
 
     def _segment(
         self, segment: int, units: Iterable[Unit], loaded: Loaded
@@ -158,7 +168,8 @@ class GroupRun:
             running = {unit: self._started(unit, loaded) for unit in units}
             broken: dict[Unit, Exception] = {}
             try:
-                for batch in self._batches(segment, loaded, running):
+                sites = sorted({loaded.places[unit.coder].site for unit in running})
+                for batch in self.evaluation.batches(segment, sites, self.tiles.batch_size):
                     self._update(batch, running, broken, loaded)
                     self.watch.images(len(batch.ids))
                     shown += len(batch.ids)
@@ -182,37 +193,12 @@ class GroupRun:
                 )
         for unit, error in broken.items():
             self._fail(unit, error)
-        states = {unit.id: task.state() for unit, task in running.items() if unit not in broken}
+        states = {
+            unit.id: {**task.state(), SEEN: np.array(shown)}
+            for unit, task in running.items()
+            if unit not in broken
+        }
         return states, list(broken)
-
-    def _batches(
-        self, segment: int, loaded: Loaded, running: Mapping[Unit, Task]
-    ) -> Iterator[Images]:
-        sites = sorted({loaded.places[unit.coder].site for unit in running})
-        positions = self._segment_positions(segment)
-        split = self.group.source.spec.test
-        stream = batches(
-            self.dataset,
-            split,
-            self.order[positions],
-            self.backbone.transform,
-            self.tiles.batch_size,
-            self.config.workers or 0,
-        )
-        first = int(positions[0])
-        for index, images_b3hw in stream:
-            stop = first + len(index)
-            captures = self.backbone.acts(images_b3hw.to(self.backbone.device), sites)
-            yield Images(
-                self.backbone,
-                self.group.source.spec.name,
-                self.ids[first:stop],
-                self.labels[first:stop],
-                {name: values[first:stop] for name, values in self.levels.items()},
-                first,
-                captures,
-            )
-            first = stop
 
     def _update(
         self,
@@ -282,7 +268,7 @@ class GroupRun:
     ) -> bool:
         """Fold the segments of a unit in index order and write its rows. False: it failed."""
         try:
-            task = self._started(unit, loaded)
+            task, n_seen = self._started(unit, loaded), 0
             for segment in range(self.group.source.n_segments):
                 state = in_memory or self.folder.partial.load(unit.id, segment)
                 if state is None and self.folder.has(unit.id):
@@ -292,12 +278,13 @@ class GroupRun:
                     if broken:
                         return False
                     state = states[unit.id]
-                task.merge(state)
+                n_seen += int(state[SEEN])
+                task.merge({name: array for name, array in state.items() if name != SEEN})
             rows, replicates = unit_rows(
-                unit, task, loaded.coders[unit.coder], self.environment, seconds
+                unit, task, loaded.coders[unit.coder], self.environment, seconds, n_seen
             )
             columns = None if unit.conventions else task.latents()
-            latents = named_latents(columns, self.ids, self.dataset.class_names)
+            latents = named_latents(columns, self.evaluation.ids, self.dataset.class_names)
             self.folder.write_unit(
                 unit.id, unit.identity, rows, latents=latents, replicates=replicates
             )

@@ -71,8 +71,10 @@ class DeadNeurons(Task):
             yield from self._bounds(group, n, n_images)
 
     def _dead(self, group: str, members: list[int], n: int) -> Iterator[Measurement]:
+        from saebench.metrics.latents import NEVER
+
         first_s = self._first_row(members)
-        yield Measurement("dead_fraction", float((first_s >= n).mean()), n=n, group=group)
+        yield Measurement("dead_fraction", float((first_s == NEVER).mean()), n=n, group=group)
         budget = 1000
         while budget <= n:
             dead = float((first_s >= budget).mean())

@@ -24,6 +24,7 @@ class Dataset(ABC):
     splits: tuple[str, ...]
     class_names: tuple[str, ...]
     label_names: Mapping[str, tuple[str, ...]]
+    resolved_revision: str = ""  # of a hub dataset: the commit that is read
 
     def __init__(self, spec: DatasetSpec, *, options: Sequence[str] = ()) -> None:
         """`options` are the keys of `spec.options` that this reader knows."""
@@ -46,6 +47,10 @@ class Dataset(ABC):
         if split not in self._manifests:
             self._manifests[split] = self._build_manifest(split)
         return self._manifests[split]
+
+    def fetch(self) -> str:
+        """Get what has to be downloaded, ahead of time; say in a few words what that was."""
+        return ""
 
     def image(self, split: str, index: int) -> Image:
         """Decode row `index` of the split's manifest. Errors: DataError naming the image."""

@@ -24,6 +24,7 @@ from saebench.errors import DataError, UsageError
 class Manifest:
     """n rows. `ids` unique; `labels` [n] int64, the main label; `levels`: level -> [n] int64.
 
+    `stratified = False`: the first rows of a stream, which are measured as they came.
     Errors: DataError for duplicate ids, negative labels, or columns of different lengths.
     """
 
@@ -32,6 +33,7 @@ class Manifest:
     ids: tuple[str, ...]
     labels: np.ndarray
     levels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    stratified: bool = True
 
     def __post_init__(self) -> None:
         where = f"dataset '{self.dataset}', split '{self.split}'"
@@ -63,10 +65,13 @@ class Manifest:
         return digest.hexdigest()
 
     def order(self, limit: int | None = None) -> np.ndarray:
-        """[min(limit, n)] int64 row numbers, class-stratified (see the module). Limits nest."""
+        """[min(limit, n)] int64 row numbers, class-stratified (see the module). Limits nest.
+
+        Of a stream: the rows as they are listed.
+        """
         if limit is not None and limit < 1:
             raise UsageError(f"a limit of {limit} images measures nothing", "give 1 or more")
-        return self._order[:limit]
+        return self._order[:limit] if self.stratified else np.arange(len(self))[:limit]
 
     @cached_property
     def _order(self) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from saebench.backbones import Backbone, load_backbone
 from saebench.registry import Registry
-from saebench.testing.report import Check, attempt, real_images
+from saebench.testing.report import Check, attempt, of_which, real_images
 
 
 def check_backbone(registry: Registry, name: str) -> Iterator[Check]:
@@ -35,7 +35,7 @@ def check_backbone(registry: Registry, name: str) -> Iterator[Check]:
         held["images"] = images_b3hw
         shape = tuple(images_b3hw.shape[1:])
         assert shape == (3, spec.input.size, spec.input.size), f"its transform gives {shape}"
-        return f"{shape} from {dataset.spec.name}"
+        return f"{shape} from {of_which(dataset, backbone)}"
 
     yield (looked := attempt("transforms real images", pixels))
     if not looked.passed:

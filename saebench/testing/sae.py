@@ -14,7 +14,7 @@ from saebench.loading import check_widths
 from saebench.registry import Registry
 from saebench.saes import Sae
 from saebench.specs import BackboneSpec
-from saebench.testing.report import Check, attempt, real_images
+from saebench.testing.report import Check, attempt, of_which, real_images
 
 
 def check_sae(registry: Registry, name: str) -> Iterator[Check]:
@@ -52,7 +52,7 @@ def check_sae(registry: Registry, name: str) -> Iterator[Check]:
 
     def activations() -> str:
         backbone = load_backbone(backbone_spec)
-        _, _, images_b3hw = real_images(backbone, registry)
+        dataset, _, images_b3hw = real_images(backbone, registry)
         acts_btd = backbone.acts(images_b3hw, [chain[-1].site])[chain[-1].site].acts_btd.float()
         kinds = token_kinds(site, chain[-1].tokens, who=name)
         x_btd = torch.cat([acts_btd[:, site.kinds[kind]] for kind in kinds], dim=1)  # type: ignore[index]
@@ -60,7 +60,8 @@ def check_sae(registry: Registry, name: str) -> Iterator[Check]:
         for link in reversed(chain[1:]):
             x_nd = saes[link.name].encode(x_nd).dense()
         held["x"] = x_nd
-        return f"{len(images_b3hw)} images, {x_nd.shape[0]:,} tokens"
+        said = of_which(dataset, backbone)
+        return f"{x_nd.shape[0]:,} tokens of {len(images_b3hw)} images of {said}"
 
     yield (given := attempt("real activations reach it", activations))
     if not given.passed:

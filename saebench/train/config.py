@@ -49,7 +49,9 @@ class TrainConfig:
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     batch_size: int = 64  # images through the backbone at once
-    workers: int = 0  # processes that decode images; 0 decodes in this one
+    workers: int | None = None  # processes that decode images; 0 decodes in this one; none: chosen
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
+    bad_images: Literal["fail", "skip"] = "fail"  # what to do with an image that does not decode
     memory: str = "4GiB"  # for activations; what does not fit is shuffled in windows of this size
 
     name: str = ""  # of the entry, below the backbone's folder; a prefix when there are several
@@ -130,7 +132,8 @@ def _check_numbers(config: TrainConfig, d_sae: int) -> None:
     for name in ("warmup", "decay"):
         check(0 <= getattr(config, name) <= 1, name, "a share of the steps, from 0 to 1")
     for name in ("workers", "checkpoint_minutes"):
-        check(getattr(config, name) >= 0, name, "0 or more")
+        value = getattr(config, name)
+        check(value is None or value >= 0, name, "0 or more")
     check(bool(config.seed), "seed", "at least one is needed")
     check(all(0 <= seed < 2**63 for seed in config.seed), "seed", "0 or a positive integer")
     check(d_sae >= 2, "d_sae", "2 or more latents")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saebench.data import open_dataset
+from saebench.data import Access, open_dataset
 from saebench.plan import backbone_identity, memory_bytes
 from saebench.registry import Registry
-from saebench.specs import BackboneSpec, SaeSpec, semantic_fields
+from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, semantic_fields
 from saebench.train.config import TrainConfig
 from saebench.train.recipe import Recipe
 from saebench.train.stream import images_a_window
@@ -38,11 +38,13 @@ def rows_identity(
     found, n_images = [], 0
     for name in datasets:
         spec = registry.dataset(name)
-        manifest = open_dataset(spec).manifest(spec.train)
+        manifest = open_dataset(spec, access_of(config, spec)).manifest(spec.train)
         n = min(len(manifest), config.train_limit or len(manifest))
         n_images += n
         fields = {**semantic_fields(spec), "test": None}  # nothing is trained on that split
         found.append({"name": name, **fields, "manifest": manifest.sha256, "n_images": n})
+        if config.bad_images != "fail":
+            found[-1]["bad_images"] = config.bad_images
     memory = memory_bytes(config.memory)
     window = images_a_window(n_images, n_tokens, d_model, config.batch_rows, memory)
     return {
@@ -50,12 +52,17 @@ def rows_identity(
         "site": site,
         "tokens": list(kinds),
         "parents": [
-            {**semantic_fields(spec), "weights": weights_sha256(spec.weights, spec.path)}
+            {**semantic_fields(spec), "weights": weights_sha256(spec)}
             for spec in parents
         ],
         "datasets": found,
         "window": None if window == n_images else window,
     }
+
+
+def access_of(config: TrainConfig, spec: DatasetSpec) -> Access:
+    """Where a call looks for a dataset, and how much of it it takes where that is a stream."""
+    return Access.of(config.data_root, {spec.train: config.train_limit})
 
 
 def identity_of(recipe: Recipe, rows: dict[str, Any], save_dtype: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from saebench import paths
+from saebench.bad_images import NAMED
 from saebench.train.config import TrainConfig
 from saebench.train.fit import TOLERANCE
 from saebench.train.run import TrainedSae, Watch, train
@@ -23,6 +24,7 @@ class ProgressWatch(Watch):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.bad: set[str] = set()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -40,6 +42,11 @@ class ProgressWatch(Watch):
 
     def images(self, n: int) -> None:
         self.bar.advance(self._images, n)
+
+    def bad_image(self, why: str) -> None:
+        if why not in self.bad and len(self.bad) < NAMED:
+            self.console.print(f"left out: {why}", markup=False, soft_wrap=True)
+        self.bad.add(why)
 
     def step(self, done: int, trainees: Sequence[Trainee]) -> None:
         if done % EVERY == 0 or done == trainees[0].recipe.steps:
@@ -60,6 +67,8 @@ def train_with_progress(config: TrainConfig, console: Console) -> int:
         )
         return 130
     _print(found, config, console)
+    if watch.bad:
+        console.print(f"{len(watch.bad)} images did not decode and were left out", style="yellow")
     return 1 if any(sae.diverged for sae in found) else 0
 
 

@@ -21,7 +21,7 @@ from saebench.train.checkpoint import Checkpoint
 from saebench.train.config import TrainConfig
 from saebench.train.entry import check_out, entry_path, write_entry
 from saebench.train.fit import Measured, fit, measure
-from saebench.train.identity import identity_of
+from saebench.train.identity import access_of, identity_of
 from saebench.train.job import Job, resolve
 from saebench.train.recipe import Recipe
 from saebench.train.sources import BackboneSource, CodesSource
@@ -50,6 +50,7 @@ class Watch:
 
     def begin(self, names: Sequence[str], steps: int, n_images: int | None) -> None: ...
     def images(self, n: int) -> None: ...
+    def bad_image(self, why: str) -> None: ...
     def step(self, done: int, trainees: Sequence[Trainee]) -> None: ...
 
 
@@ -123,7 +124,7 @@ def _source(
     parts = []
     for name in job.datasets:
         spec = registry.dataset(name)
-        dataset = open_dataset(spec)
+        dataset = open_dataset(spec, access_of(config, spec))
         order = dataset.manifest(spec.train).order(config.train_limit)
         parts.append((dataset, spec.train, order))
     source: Source = BackboneSource(
@@ -133,7 +134,9 @@ def _source(
         parts,
         batch_size=config.batch_size,
         workers=config.workers,
+        bad_images=config.bad_images,
         watch=watch.images,
+        on_bad=watch.bad_image,
     )
     for parent in reversed(job.parents):
         sae = read_entry(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from saebench.backbones import Backbone
 from saebench.data import Dataset
-from saebench.data.loader import batches
+from saebench.data.loader import batches, choose_workers
 from saebench.saes import Sae
 from saebench.train.stream import Source
 
@@ -30,8 +31,10 @@ class BackboneSource:
         parts: Sequence[tuple[Dataset, str, np.ndarray]],
         *,
         batch_size: int,
-        workers: int = 0,
+        workers: int | None = 0,
+        bad_images: Literal["fail", "skip"] = "fail",
         watch: Callable[[int], None] = lambda n: None,
+        on_bad: Callable[[str], None] = lambda why: None,
     ) -> None:
         layout = backbone.spec.sites[site]
         places = np.arange(layout.tokens)
@@ -40,6 +43,8 @@ class BackboneSource:
         ).to(backbone.device)
         self.backbone, self.site, self.parts = backbone, site, parts
         self.batch_size, self.workers, self.watch = batch_size, workers, watch
+        self.bad_images: Literal["fail", "skip"] = bad_images
+        self.on_bad = on_bad
         self.n_images = sum(len(positions) for _, _, positions in parts)
         self.n_tokens, self.d_model = len(self._tokens), layout.width
 
@@ -47,7 +52,7 @@ class BackboneSource:
         """[len(images)·t d] float32 on the CPU; the images of one dataset after those of another.
 
         The order within is that of `images`. Batches are cut at fixed places, so that the same
-        images give the same bits.
+        images give the same bits. Images that do not decode, where they are left out, have no rows.
         """
         rows_nd = torch.empty(len(images) * self.n_tokens, self.d_model)
         end = first = 0
@@ -60,12 +65,16 @@ class BackboneSource:
                 positions[own],
                 self.backbone.transform,
                 self.batch_size,
-                self.workers,
+                choose_workers(dataset, self.backbone.device)
+                if self.workers is None
+                else self.workers,
+                bad_images=self.bad_images,
+                on_bad=lambda row, why: self.on_bad(why),
             ):
                 start, end = end, end + len(images_b3hw) * self.n_tokens
                 rows_nd[start:end] = self._acts(images_b3hw)
                 self.watch(len(images_b3hw))
-        return rows_nd
+        return rows_nd[:end]
 
     def _acts(self, images_b3hw: Tensor) -> Tensor:
         captured = self.backbone.acts(images_b3hw.to(self.backbone.device), [self.site])

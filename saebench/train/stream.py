@@ -31,7 +31,7 @@ class Source(Protocol):
     d_model: int
 
     def rows(self, images: np.ndarray) -> Tensor:
-        """[len(images)·t d] float32 on the CPU, image-major."""
+        """[len(images)·t d] float32 on the CPU, image-major; fewer where images were left out."""
         ...
 
 
@@ -84,6 +84,8 @@ class Stream:
         self._open(epoch, window)
         first = place - (int(self._ends[window - 1]) if window else 0)
         rows = self._order[first * self.batch_rows : (first + 1) * self.batch_rows]
+        if len(rows) < self.batch_rows:  # images that did not decode are short of a whole batch
+            rows = torch.cat([rows, self._order[: self.batch_rows - len(rows)]])
         return self._x_nd[rows]
 
     def sample(self, n_rows: int) -> Iterator[Tensor]:

@@ -1,0 +1,90 @@
+"""The evaluation split as a run sees it: its images in their order, batch by batch.
+
+Images are cut at fixed boundaries into segments of 2,048 (`plan.SEGMENT`), and segments into
+batches. Where images that do not decode are left out, their places stay empty: all that comes after
+keeps its place, whichever segment was measured first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from saebench.backbones import Backbone
+from saebench.bad_images import BadImages
+from saebench.batch import Images
+from saebench.data import Dataset
+from saebench.data.loader import batches
+from saebench.plan import SEGMENT, Source
+
+
+class Evaluation:
+    """The first n images of the evaluation order, with their ids, labels and label levels."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        dataset: Dataset,
+        source: Source,
+        *,
+        workers: int,
+        bad_images: Literal["fail", "skip"],
+        bad: BadImages,
+    ) -> None:
+        self.backbone, self.dataset, self.source = backbone, dataset, source
+        self.workers, self.bad = workers, bad
+        self.bad_images: Literal["fail", "skip"] = bad_images
+        manifest = dataset.manifest(source.spec.test)
+        self.order = manifest.order(source.n_images)
+        self.ids = [manifest.ids[row] for row in self.order]
+        self.labels = manifest.labels[self.order]
+        self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
+        self._place = np.full(len(manifest), -1)  # row of the manifest -> place in the order
+        self._place[self.order] = np.arange(len(self.order))
+
+    def places(self, segment: int) -> range:
+        """The places of a segment's images in the evaluation order."""
+        return range(segment * SEGMENT, min((segment + 1) * SEGMENT, self.source.n_images))
+
+    def batches(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[Images]:
+        """The images of a segment, with their activations at some sites.
+
+        Errors: DataError for an image that does not decode, unless such are left out.
+        """
+        split = self.source.spec.test
+        places = self.places(segment)
+        stream = batches(
+            self.dataset,
+            split,
+            self.order[places.start : places.stop],
+            self.backbone.transform,
+            batch_size,
+            self.workers,
+            bad_images=self.bad_images,
+            on_bad=lambda row, why: self.bad.add(split, row, why),
+        )
+        for rows, images_b3hw in stream:
+            for part in consecutive(self._place[rows]):
+                first = int(self._place[rows[part.start]])
+                stop = first + part.stop - part.start
+                on_device = images_b3hw[part].to(self.backbone.device, non_blocking=True)
+                yield Images(
+                    self.backbone,
+                    self.source.spec.name,
+                    self.ids[first:stop],
+                    self.labels[first:stop],
+                    {name: values[first:stop] for name, values in self.levels.items()},
+                    first,
+                    self.backbone.acts(on_device, sites),
+                )
+
+
+def consecutive(places: np.ndarray) -> Iterator[slice]:
+    """Slices of an ascending array in which each value is one more than the last."""
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    for start, stop in pairwise(edges):
+        yield slice(start, stop)
