@@ -149,7 +149,7 @@ def _print_hash(spec: Any, console: Console) -> int:
     from rich.text import Text
 
     try:
-        path = weights_path(spec.weights, spec.path)
+        path = weights_path(spec)
     except SaebenchError as error:
         console.print(Text(f"error: {error}", style="red"))
         return 1

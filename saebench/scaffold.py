@@ -117,7 +117,7 @@ def backbone_entry(registry: Registry, path: Path, weights: str | None) -> str:
     """The entry of a backbone: with `weights`, or with a copy of those it was copied from."""
     if weights is None:
         example = registry.backbone("tiny-vit")
-        source = weights_path(example.weights, example.path)
+        source = weights_path(example)
         assert source is not None
         file = path.with_suffix(source.suffix)
         shutil.copyfile(source, file)

@@ -12,15 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from saebench.errors import SpecError, WeightsError
-from saebench.specs import WeightsSpec
+from saebench.specs import BackboneSpec, SaeSpec, WeightsSpec
 
 
-def weights_path(weights: WeightsSpec, entry: str) -> Path | None:
+def weights_path(spec: BackboneSpec | SaeSpec) -> Path | None:
     """The weights file on this machine, downloaded where the entry names a hub; None for none.
 
     `file` is relative to the entry's own folder. Errors: WeightsError (absent, not to be
     downloaded), SpecError (the entry does not say enough, or too much).
     """
+    weights, entry = spec.weights, spec.path or spec.name
     if weights.hub is not None:
         return _from_hub(weights, entry)
     if weights.file is None:
@@ -57,34 +58,35 @@ def _from_hub(weights: WeightsSpec, entry: str) -> Path:
     return Path(found)
 
 
-def weights_sha256(weights: WeightsSpec, entry: str) -> str | None:
+def weights_sha256(spec: BackboneSpec | SaeSpec) -> str | None:
     """What identifies an entry's weights: the declared sha256, else that of its local file.
 
     None where the entry has no weights of its own (a user's loader that brings them).
     """
-    if weights.sha256 is not None:
-        return weights.sha256
-    if weights.hub is not None:
+    if spec.weights.sha256 is not None:
+        return spec.weights.sha256
+    if spec.weights.hub is not None:
         raise SpecError(
-            f"{entry}: weights on a hub need a sha256 to be identified",
+            f"{spec.path or spec.name}: weights on a hub need a sha256 to be identified",
             "download the file, and write its sha256 under [weights]",
         )
-    path = weights_path(weights, entry)
+    path = weights_path(spec)
     return None if path is None else file_sha256(path)
 
 
-def verified_path(weights: WeightsSpec, entry: str) -> Path | None:
+def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
     """The weights file, its bytes those that the entry declares. None where it names none.
 
     Errors: those of `weights_path`; WeightsError (altered, or no weights file at all).
     """
-    path = weights_path(weights, entry)
+    path, weights = weights_path(spec), spec.weights
     if path is None:
         return None
     first_bytes(path)
     if weights.sha256 is not None and (found := file_sha256(path)) != weights.sha256:
         raise WeightsError(
-            f"{path} is not the file that {entry} describes: its sha256 is {found}, "
+            f"{path} is not the file that {spec.path or spec.name} describes: "
+            f"its sha256 is {found}, "
             f"declared is {weights.sha256} ({path.stat().st_size:,} bytes)",
             "it was altered or only partly downloaded: get it again; "
             "if the change is meant, write the new sha256 under [weights]",
@@ -123,3 +125,8 @@ def file_sha256(path: Path) -> str:
 def _hash(path: Path, *seen: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
+    """The commit of the repository that the weights come from; '' for a local file."""
+    return spec.weights.revision or ""

@@ -24,7 +24,7 @@ def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
     None, and nothing is loaded, where the entry names no weights.
     Errors: WeightsError (absent, altered, not safetensors, of another model, NaN), SpecError.
     """
-    path = verified_path(spec.weights, spec.path or spec.name)
+    path = verified_path(spec)
     if path is None:
         return None
     refuse_pickles(path)

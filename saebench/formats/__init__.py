@@ -44,7 +44,7 @@ def read_entry(spec: SaeSpec) -> Sae:
 
     Errors: as `read_sae`; WeightsError (missing, altered).
     """
-    path = verified_path(spec.weights, spec.path or spec.name)
+    path = verified_path(spec)
     if path is None:
         raise SpecError(f"{spec.path or spec.name}: there are no weights", '[weights]  file = "…"')
     return read_sae(path, spec)

@@ -87,7 +87,7 @@ def is_done(
     if not same or (spec.recipe, spec.seed) != (recipe.title, recipe.seed):
         raise _made_otherwise(name, found)
     try:
-        weights = verified_path(spec.weights, spec.path)
+        weights = verified_path(spec)
         written = _written_identity(weights) if weights else None
     except (SaebenchError, ValueError):
         return False

@@ -138,7 +138,7 @@ def _start(
     else:
         spec = registry.sae(config.init)
     sae = read_entry(spec) if spec else read_sae(path)
-    sha256 = weights_sha256(spec.weights, spec.path) if spec else file_sha256(path)
+    sha256 = weights_sha256(spec) if spec else file_sha256(path)
     if sae.d_model != d_model:
         raise Mismatch(
             f"'{config.init}' reads {sae.d_model} dimensions, and there are {d_model} here",
