@@ -158,9 +158,9 @@ class BackboneSpec:
 
     name: str
     path: str = ""
-    family: str
-    architecture: str
-    pretraining: str
+    family: str = ""  # clip, dinov2, vit, resnet, …: leaderboards group by these four
+    architecture: str = ""  # as a reader knows it; none: the model's name
+    pretraining: str = ""
     corpus: str = ""
     loader: str = semantic()
     model: str = semantic()
@@ -172,7 +172,7 @@ class BackboneSpec:
     weights: WeightsSpec = semantic(default_factory=WeightsSpec)
     input: InputSpec = semantic()
     sites: Mapping[str, SiteSpec] = field(default_factory=dict)
-    site: str = ""  # the default site, where controls are run when no SAE asks for another
+    site: str = ""  # where controls are run when no SAE asks for another; none: the first of sites
     head: HeadSpec = semantic(default_factory=HeadSpec)
     base: str | None = None
     dataset: str = ""  # the dataset to measure on when none is named
@@ -181,6 +181,13 @@ class BackboneSpec:
     description: str = ""
     licence: str = ""
     paper: str = ""
+
+
+    def __post_init__(self) -> None:
+        filled = {"architecture": self.model, "site": next(iter(self.sites), "")}
+        for name, value in filled.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -221,6 +228,8 @@ class FolderForm:
     root: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)  # split -> its folder below root
     labels: str | None = None  # a CSV below root, with columns file, label, and perhaps split
+    # Where that table calls its columns something else: file, label, split -> its own name.
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
