@@ -147,6 +147,7 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
         min(config.limit or len(test.ids), len(test.ids)),
         min(n_train, len(train.ids)),
         access,
+        dataset,
         dataset.resolved_revision,
         test.stratified and train.stratified,
     )

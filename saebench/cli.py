@@ -50,6 +50,7 @@ class Check:
 
     kind: Positional[Literal["sae", "backbone", "task"]]  # what it is
     name: Positional[str]  # its name in the registry
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
     registry: tuple[str, ...] = ()  # content folders searched before all others
 
 
@@ -145,10 +146,12 @@ def execute(command: object) -> int:
 
             return print_status(command.config, command.why, _console())
         case Check():
+            from saebench.data.access import Access
             from saebench.testing import print_check
 
             registry = Registry.load(command.registry)
-            return print_check(registry, command.kind, command.name, _console())
+            access = Access.of(command.data_root)
+            return print_check(registry, command.kind, command.name, _console(), access)
         case New():
             from saebench.scaffold import write_new
 

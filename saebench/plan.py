@@ -20,6 +20,7 @@ from typing import Any
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.data.access import Access
+from saebench.data.dataset import Dataset
 from saebench.errors import UsageError, WeightsError
 from saebench.identity import content_hash
 from saebench.registry import Registry, is_glob
@@ -44,6 +45,7 @@ class Source:
     n_images: int
     n_train: int  # images that statistics are fitted on
     access: Access = field(default_factory=Access)
+    dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
     resolved_revision: str = ""  # of a hub dataset: the commit
     stratified: bool = True  # False: the images of a stream, in its own order
 

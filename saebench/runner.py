@@ -80,7 +80,7 @@ class GroupRun:
             dtype = getattr(torch, self.config.dtype)
             self.backbone: Backbone = load_backbone(self.group.backbone, device=device, dtype=dtype)
             source = self.group.source
-            self.dataset: Dataset = open_dataset(source.spec, source.access)
+            self.dataset: Dataset = source.dataset or open_dataset(source.spec, source.access)
             asked = self.config.workers
             self.workers = choose_workers(self.dataset, device) if asked is None else asked
             self.bad = BadImages(self.folder.out, self.dataset, self.watch.say)

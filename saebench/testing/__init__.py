@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from saebench.data.access import Access
 from saebench.registry import Registry
 from saebench.testing.backbone import check_backbone
 from saebench.testing.report import Check
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Check", "check_backbone", "check_sae", "check_task", "print_check"]
 
 
-def print_check(registry: Registry, kind: str, name: str, console: Console) -> int:
-    """Print a report and return the exit status: 0 only when everything passed."""
+def print_check(
+    registry: Registry, kind: str, name: str, console: Console, access: Access | None = None
+) -> int:
+    """Print a report and return the exit status: 0 only when everything passed.
+
+    `access` says where datasets lie; none is downloaded.
+    """
     checks = {"sae": check_sae, "backbone": check_backbone, "task": check_task}[kind]
     n_failed = 0
-    for check in checks(registry, name):
+    for check in checks(registry, name, access=access):
         console.print("[green]ok  [/] " if check.passed else "[red]FAIL[/] ", end="")
         console.print(f"{check.name}: {check.detail}", markup=False)
         n_failed += not check.passed

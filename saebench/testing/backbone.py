@@ -8,11 +8,14 @@ from typing import Any
 import torch
 
 from saebench.backbones import Backbone, load_backbone
+from saebench.data.access import Access
 from saebench.registry import Registry
 from saebench.testing.report import Check, attempt, of_which, real_images
 
 
-def check_backbone(registry: Registry, name: str) -> Iterator[Check]:
+def check_backbone(
+    registry: Registry, name: str, *, access: Access | None = None
+) -> Iterator[Check]:
     """Builds; its sites give the declared layout; resume equals the full forward at each."""
     spec = registry.backbone(name)
     held: dict[str, Any] = {}
@@ -31,7 +34,7 @@ def check_backbone(registry: Registry, name: str) -> Iterator[Check]:
     backbone: Backbone = held["backbone"]
 
     def pixels() -> str:
-        dataset, _, images_b3hw = real_images(backbone, registry, 8)
+        dataset, _, images_b3hw = real_images(backbone, registry, 8, access)
         held["images"] = images_b3hw
         shape = tuple(images_b3hw.shape[1:])
         assert shape == (3, spec.input.size, spec.input.size), f"its transform gives {shape}"

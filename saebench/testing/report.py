@@ -38,15 +38,19 @@ def attempt(name: str, look: Callable[[], str]) -> Check:
         return Check(name, False, said)
 
 
-def real_images(backbone: Backbone, registry: Registry, n: int = N_IMAGES) -> tuple[Any, ...]:
+def real_images(
+    backbone: Backbone, registry: Registry, n: int = N_IMAGES, access: Access | None = None
+) -> tuple[Any, ...]:
     """(dataset, evaluation positions, images_b3hw) of the first n images of its own dataset.
 
     Where that is not on this machine, of the embedded `shapes`, enlarged: a check downloads none.
     """
     spec = registry.dataset(backbone.spec.dataset or EMBEDDED)
     try:
-        access = Access.of(None, {spec.test: n, spec.train: n})
-        dataset = open_dataset(spec, replace(access, download=False))
+        here = replace(
+            access or Access.of(None), first={spec.test: n, spec.train: n}, download=False
+        )
+        dataset = open_dataset(spec, here)
         order = dataset.manifest(spec.test).order(n)
     except DataError:
         spec = registry.dataset(EMBEDDED)
@@ -62,4 +66,4 @@ def of_which(dataset: Dataset, backbone: Backbone) -> str:
     own = backbone.spec.dataset
     if own in ("", dataset.spec.name):
         return dataset.spec.name
-    return f"{dataset.spec.name}: {own} is not here (SAEBENCH_DATA names the folder of datasets)"
+    return f"{dataset.spec.name}: {own} is not here (give --data-root)"

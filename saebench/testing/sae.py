@@ -9,6 +9,7 @@ import torch
 
 from saebench.backbones import load_backbone
 from saebench.coders import chain_of, check_fit, token_kinds
+from saebench.data.access import Access
 from saebench.formats import read_entry
 from saebench.loading import check_widths
 from saebench.registry import Registry
@@ -17,7 +18,7 @@ from saebench.specs import BackboneSpec
 from saebench.testing.report import Check, attempt, of_which, real_images
 
 
-def check_sae(registry: Registry, name: str) -> Iterator[Check]:
+def check_sae(registry: Registry, name: str, *, access: Access | None = None) -> Iterator[Check]:
     """Fits its backbone, is finite, and reconstructs real activations better than their mean."""
     spec = registry.sae(name)
     chain = chain_of(registry, spec)
@@ -52,7 +53,7 @@ def check_sae(registry: Registry, name: str) -> Iterator[Check]:
 
     def activations() -> str:
         backbone = load_backbone(backbone_spec)
-        dataset, _, images_b3hw = real_images(backbone, registry)
+        dataset, _, images_b3hw = real_images(backbone, registry, access=access)
         acts_btd = backbone.acts(images_b3hw, [chain[-1].site])[chain[-1].site].acts_btd.float()
         kinds = token_kinds(site, chain[-1].tokens, who=name)
         x_btd = torch.cat([acts_btd[:, site.kinds[kind]] for kind in kinds], dim=1)  # type: ignore[index]

@@ -10,6 +10,7 @@ import numpy as np
 from saebench.backbones import load_backbone
 from saebench.batch import Images, SaeBatch, rebased
 from saebench.controls import Identity
+from saebench.data.access import Access
 from saebench.registry import Registry
 from saebench.rows import check_value, interval
 from saebench.task import REPLICATES, Context, Measurement, Task, variant_string
@@ -17,7 +18,9 @@ from saebench.taskfiles import load_task
 from saebench.testing.report import N_IMAGES, Check, attempt, real_images
 
 
-def check_task(registry: Registry, name: str, backbone: str = "tiny-vit") -> Iterator[Check]:
+def check_task(
+    registry: Registry, name: str, backbone: str = "tiny-vit", *, access: Access | None = None
+) -> Iterator[Check]:
     """Declares what it reports, and its state merges: two halves folded equal the whole."""
     held: dict[str, Any] = {}
 
@@ -33,7 +36,7 @@ def check_task(registry: Registry, name: str, backbone: str = "tiny-vit") -> Ite
     if not loaded.passed:
         return
     task: type[Task] = held["task"]
-    batch_of, ctx = _identity_batches(registry, backbone)
+    batch_of, ctx = _identity_batches(registry, backbone, access)
 
     def measure(cuts: list[tuple[int, int]], fold: bool) -> list[Measurement]:
         parts = []
@@ -91,12 +94,12 @@ def _alike(a: Measurement, b: Measurement) -> bool:
 
 
 def _identity_batches(
-    registry: Registry, name: str
+    registry: Registry, name: str, access: Access | None
 ) -> tuple[Callable[[int, int], SaeBatch], Context]:
     """Real activations of an embedded backbone behind the identity control."""
     spec = registry.backbone(name)
     backbone = load_backbone(spec)
-    dataset, order, images_b3hw = real_images(backbone, registry)
+    dataset, order, images_b3hw = real_images(backbone, registry, access=access)
     manifest = dataset.manifest(dataset.spec.test)
     site = spec.sites[spec.site]
     kinds = tuple(site.kinds)
