@@ -16,6 +16,8 @@ from typing import Any, Literal
 TokenKind = Literal["cls", "distillation", "registers", "patches", "grid", "pooled"]
 KINDS: tuple[TokenKind, ...] = ("cls", "distillation", "registers", "patches", "grid", "pooled")
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu6", "silu", "hard_swish"]
+
 
 def semantic(**kwargs: Any) -> Any:
     """A dataclass field that can change a number."""
@@ -86,6 +88,7 @@ class SiteSpec:
 
     `layout = "tokens"`: [b t d], in the order CLS, distillation token, registers, patches.
     `layout = "map"`: a conv map [b c h w], read as h*w tokens of width c (kind `grid`).
+    `layout = "channels_last"`: the same, of a module whose maps are [b h w c].
     `layout = "pooled"`: [b d], read as one token.
     A `bottleneck` is all that later layers see; a `branch` (an MLP output) is added to one.
     """
@@ -94,7 +97,7 @@ class SiteSpec:
     width: int = semantic()
     side: Literal["output", "input"] = semantic(default="output")
     kind: Literal["bottleneck", "branch"] = semantic(default="bottleneck")
-    layout: Literal["tokens", "map", "pooled"] = semantic(default="tokens")
+    layout: Literal["tokens", "map", "channels_last", "pooled"] = semantic(default="tokens")
     cls: int = semantic(default=0)
     distillation: int = semantic(default=0)
     registers: int = semantic(default=0)
@@ -103,7 +106,7 @@ class SiteSpec:
     def __post_init__(self) -> None:
         if self.width < 1 or min(self.cls, self.distillation, self.registers) < 0:
             raise ValueError("width is 1 or more, and a number of tokens is never negative")
-        if self.layout == "map" and self.grid is None:
+        if self.layout in ("map", "channels_last") and self.grid is None:
             raise ValueError("a map needs its grid: say grid = [h, w]")
         if self.grid is not None and min(self.grid) < 1:
             raise ValueError("grid is [h, w], each 1 or more")
@@ -116,7 +119,7 @@ class SiteSpec:
         if self.layout == "pooled":
             return {"pooled": slice(0, 1)}
         n_grid = self.grid[0] * self.grid[1] if self.grid else 0
-        if self.layout == "map":
+        if self.layout in ("map", "channels_last"):
             return {"grid": slice(0, n_grid)}
         found: dict[str, slice] = {}
         start = 0
@@ -166,9 +169,7 @@ class BackboneSpec:
     model: str = semantic()
     model_args: Mapping[str, Any] = semantic(default_factory=dict)
     revision: str = semantic(default="")  # of your own loader: change it when its code changes
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"] | None = semantic(
-        default=None
-    )
+    activation: Activation | None = semantic(default=None)
     weights: WeightsSpec = semantic(default_factory=WeightsSpec)
     input: InputSpec = semantic()
     sites: Mapping[str, SiteSpec] = field(default_factory=dict)

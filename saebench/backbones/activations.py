@@ -16,10 +16,17 @@ _NAMES = {
     "GELUTanh": "gelu_tanh",
     "QuickGELU": "quick_gelu",
     "ReLU": "relu",
+    "ReLU6": "relu6",
+    "Hardswish": "hard_swish",
+    "HardSwish": "hard_swish",
+    "HardSwishMe": "hard_swish",
     "SiLU": "silu",
     "Swish": "silu",
     "SwishMe": "silu",
 }
+
+# MobileNetV3 computes with ReLU in its early blocks, and in what weights its channels.
+_BESIDE = {"hard_swish": {"relu"}}
 
 
 def activations_of(tower: nn.Module) -> set[str]:
@@ -39,7 +46,7 @@ def check_activation(spec: BackboneSpec, tower: nn.Module) -> None:
     if spec.activation is None:
         return
     found = activations_of(tower)
-    if found == {spec.activation}:
+    if spec.activation in found and found <= {spec.activation, *_BESIDE.get(spec.activation, ())}:
         return
     hint = "build the model with the activation its weights were trained with"
     if spec.loader == "open_clip" and spec.activation == "quick_gelu":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cached_property
 
 import torch
 from PIL.Image import Image
@@ -20,12 +21,13 @@ from torch import Tensor
 from saebench.backbones.hooks import hooked
 from saebench.backbones.pixels import Transform
 from saebench.backbones.precision import ieee_float32
-from saebench.backbones.sites import from_tokens, to_tokens
+from saebench.backbones.sites import axes_in_memory, from_tokens, laid_out, to_tokens
 from saebench.backbones.steps import (
     Output,
     Place,
     SteppedModel,
     TextTower,
+    boundaries,
     memory_format,
     place_of,
 )
@@ -111,14 +113,20 @@ class Backbone:
         """
         place, layout, who = self._place(site), self.spec.sites[site], self._who(site)
         with self._computing():
-            given = acts_btd.to(self.device, self.dtype)
-            x = from_tokens(given, layout, who, memory_format=self._memory_format)
+            x = from_tokens(acts_btd.to(self.device, self.dtype), layout, who)
             if place.module is None:
+                if x.ndim == 4:
+                    x = laid_out(x, self._axes_in_memory[place.step])
                 return self._finish(x, place.step)
+
+            def replacement(own: Tensor) -> Tensor:
+                self._tokens(site, own, len(x))
+                # As the module's own lies in memory; and new, for conv blocks add their skip
+                # connection in place, here onto it.
+                return torch.empty_like(own).copy_(x)
+
             entry = self._entry(state, len(acts_btd), who)
-            if layout.layout == "map":
-                x = x.clone()  # conv blocks add their skip connection in place, here onto x
-            with hooked(place.module, place.side, lambda _: x, who):
+            with hooked(place.module, place.side, replacement, who):
                 after = self.model.steps[place.step].run(entry)
             return self._finish(after, place.step + 1)
 
@@ -166,7 +174,7 @@ class Backbone:
 
                 def read(tensor: Tensor, name: str = name) -> None:
                     acts_btd = self._tokens(name, tensor, len(x))
-                    if self.spec.sites[name].layout == "map":
+                    if tensor.ndim == 4:
                         # Conv blocks add their skip connection in place, onto this tensor.
                         acts_btd = acts_btd.clone()
                     captures[name] = Capture(acts_btd, {ENTRY: x})
@@ -186,6 +194,13 @@ class Backbone:
                 "choose a pooling that leaves one vector, such as model_args.global_pool",
             )
         return output
+
+    @cached_property
+    def _axes_in_memory(self) -> list[tuple[int, ...]]:
+        """How the tensor at each boundary lies in memory, found by one pass over blank images."""
+        size = self.spec.input.size
+        blank = self._images(torch.zeros(2, 3, size, size))
+        return [axes_in_memory(x) for x in boundaries(self.model, blank)]
 
     def _tokens(self, name: str, x: Tensor, n_images: int) -> Tensor:
         return to_tokens(x, self.spec.sites[name], n_images, self._who(name))

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-from saebench.backbones.steps import SteppedModel
+from saebench.backbones.steps import SteppedModel, boundaries
 from saebench.errors import SpecError
 from saebench.specs import SiteSpec
 
@@ -26,32 +25,24 @@ def site_specs(model: SteppedModel, size: int | None = None) -> dict[str, SiteSp
         if model.image_size is None:
             raise SpecError("the model takes images of any size", "say which size it is used at")
         size = model.image_size[0]
-    shapes = boundary_shapes(model, size)
-    boundaries = model.boundaries()
+    shapes = _boundary_shapes(model, size)
+    at = model.boundaries()
     return {
-        name: _site(path, shapes[boundaries[path, "output"]], model)
-        for name, path in model.natural.items()
+        name: _site(path, shapes[at[path, "output"]], model) for name, path in model.natural.items()
     }
 
 
-def boundary_shapes(model: SteppedModel, size: int) -> list[tuple[int, ...]]:
-    """The shape, for one image, at each boundary: [3 h w] first. Runs one forward pass."""
+def _boundary_shapes(model: SteppedModel, size: int) -> list[tuple[int, ...]]:
+    """The shape, for one image, at each boundary: [3 h w] first."""
     parameter = next(model.module.parameters())
-    x = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    blank = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     training = model.module.training
     model.module.eval()
     try:
         with torch.inference_mode():
-            return [tuple(x.shape[1:]) for x in _boundaries(model, x)]
+            return [tuple(x.shape[1:]) for x in boundaries(model, blank)]
     finally:
         model.module.train(training)
-
-
-def _boundaries(model: SteppedModel, x: Tensor) -> list[Tensor]:
-    found = [x]
-    for step in model.steps:
-        found.append(step.run(found[-1]))
-    return found
 
 
 def _site(path: str, shape: tuple[int, ...], model: SteppedModel) -> SiteSpec:

@@ -24,21 +24,24 @@ def hooked(
     """
     calls = 0
 
-    def visit(values: Any) -> Any:
+    def visit(seen: Any, values: Any) -> Any:
         nonlocal calls
         calls += 1
-        tensor = only_tensor(values, who)
+        tensor = only_tensor(seen, who)
         new = change(tensor)
         return None if new is None else _replaced(values, tensor, new)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = visit((*args, *kwargs.values()))
+        given = (*args, *kwargs.values())
+        # What goes by keyword beside a positional tensor is not the site: a mask, a rotary table.
+        positional = any(isinstance(value, Tensor) for value in args)
+        new = visit(args if positional else given, given)
         if new is None:
             return None
         return new[: len(args)], dict(zip(kwargs, new[len(args) :], strict=True))
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return visit(output)
+        return visit(output, output)
 
     if side == "input":
         handle = module.register_forward_pre_hook(before, with_kwargs=True)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from saebench.backbones.architectures import clip_vit
+from saebench.backbones.architectures import clip_resnet, clip_timm, clip_vit
 from saebench.backbones.architectures.parts import runs_as
 from saebench.backbones.open_clip_text import ClipText
 from saebench.backbones.steps import SteppedModel
 from saebench.specs import BackboneSpec
 
 # class of the image tower -> (model, tower, image size) -> the steps of the model, or None
-KNOWN: dict[type[nn.Module], Any] = {VisionTransformer: clip_vit.vision_transformer}
+KNOWN: dict[type[nn.Module], Any] = {
+    VisionTransformer: clip_vit.vision_transformer,
+    ModifiedResNet: clip_resnet.modified_resnet,
+    TimmModel: clip_timm.timm_model,
+}
 
 
 def stepped(model: nn.Module, spec: BackboneSpec) -> SteppedModel | None:

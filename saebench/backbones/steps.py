@@ -12,7 +12,7 @@ an attention): a skip connection passes it by, so resuming there needs the bound
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Literal, Protocol
@@ -103,6 +103,14 @@ class Place:
     side: Literal["input", "output"] = "output"
 
 
+def boundaries(model: SteppedModel, x: Tensor) -> Iterator[Tensor]:
+    """The tensor at each boundary, the images themselves first."""
+    yield x
+    for step in model.steps:
+        x = step.run(x)
+        yield x
+
+
 def place_of(model: SteppedModel, path: str, side: Literal["input", "output"], who: str) -> Place:
     """Find a module path and side among the steps.
 
@@ -112,13 +120,13 @@ def place_of(model: SteppedModel, path: str, side: Literal["input", "output"], w
     modules = dict(model.module.named_modules())
     if path not in modules:
         raise SpecError(f"{who}: the model has no module '{path}'", _nearest(path, modules))
-    boundaries = model.boundaries()
-    if (path, side) in boundaries:
-        return Place(boundaries[path, side])
+    on_boundary = model.boundaries()
+    if (path, side) in on_boundary:
+        return Place(on_boundary[path, side])
     for i, step in enumerate(model.steps):
         if any(path == top or path.startswith(f"{top}.") for top in step.modules):
             return Place(i, modules[path], side)
-    sites = [f"{known} ({at})" for known, at in boundaries]
+    sites = [f"{known} ({at})" for known, at in on_boundary]
     raise SpecError(
         f"{who}: the {side} of '{path}' is not on the way from the images to the embedding",
         _nearest(f"{path} ({side})", sites),

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientnet import EfficientNet
+from timm.models.eva import Eva
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.resnet import ResNet
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from saebench.backbones.architectures import resnet, vit
+from saebench.backbones.architectures import convnext, efficientnet, eva, resnet, vit
 from saebench.backbones.architectures.parts import runs_as
 from saebench.backbones.steps import SteppedModel
 
@@ -21,6 +25,10 @@ from saebench.backbones.steps import SteppedModel
 KNOWN: dict[type[nn.Module], Any] = {
     VisionTransformer: vit.vision_transformer,
     VisionTransformerDistilled: vit.distilled,
+    Eva: eva.eva,
+    ConvNeXt: convnext.convnext,
+    EfficientNet: efficientnet.efficientnet,
+    MobileNetV3: efficientnet.mobilenet_v3,
     ResNet: resnet.resnet,
     ResNetV2: resnet.resnet_v2,
 }

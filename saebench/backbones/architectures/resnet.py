@@ -32,7 +32,7 @@ def resnet(model: ResNet, size: int | None) -> SteppedModel:
         read=read,
         reads=("fc",),
         n_classes=model.num_classes,
-        natural={name: name for name in (*stages, "global_pool")},
+        natural={**{name: name for name in stages}, "pooled": "global_pool"},
     )
 
 
@@ -57,5 +57,5 @@ def resnet_v2(model: ResNetV2, size: int | None) -> SteppedModel:
         read=read,
         reads=("head.fc",),
         n_classes=model.num_classes,
-        natural={name: name for name in (*stages, "norm", "head.global_pool")},
+        natural={**{name: name for name in (*stages, "norm")}, "pooled": "head.global_pool"},
     )

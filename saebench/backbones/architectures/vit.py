@@ -20,21 +20,13 @@ from saebench.backbones.steps import Output, Step, SteppedModel
 
 def vision_transformer(model: VisionTransformer, size: int | None) -> SteppedModel:
     """`forward_features`, then `forward_head`."""
-    pool_modules = () if model.attn_pool is None else ("attn_pool",)
-
-    def norm_pooled(x: Tensor) -> Tensor:
-        return model.head_drop(model.fc_norm(x))
 
     def read(x: Tensor) -> Output:
         return Output(x, model.head(x) if model.num_classes > 0 else None)
 
-    pool = Step(model.pool, modules=pool_modules, ends=pool_modules)
-    fc_norm = Step(
-        norm_pooled, modules=("fc_norm",), starts=("fc_norm",), ends=("fc_norm", "head_drop")
-    )
     return SteppedModel(
         module=model,
-        steps=(*_features(model), pool, fc_norm),
+        steps=(*_features(model), *pooling(model)),
         read=read,
         reads=("head",),
         n_classes=model.num_classes,
@@ -75,6 +67,21 @@ def _features(model: VisionTransformer) -> tuple[Step, ...]:
         one(model, "norm_pre"),
         *each(model, "blocks"),
         one(model, "norm"),
+    )
+
+
+def pooling(model: Any) -> tuple[Step, Step]:
+    """`forward_head` up to the classifier: the sequence [b t d] -> [b d]."""
+    pool = () if model.attn_pool is None else ("attn_pool",)
+    fc_norm = ("fc_norm",)
+    return (
+        Step(model.pool, modules=pool, ends=pool),
+        Step(
+            lambda x: model.head_drop(model.fc_norm(x)),
+            modules=fc_norm,
+            starts=fc_norm,
+            ends=(*fc_norm, "head_drop"),
+        ),
     )
 
 
