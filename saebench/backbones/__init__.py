@@ -29,6 +29,7 @@ __all__ = [
     "TextTower",
     "build_module",
     "load_backbone",
+    "stepped",
 ]
 
 _LOADERS = ("timm", "open_clip")
@@ -56,7 +57,7 @@ def load_backbone(
             'write  [weights]  file = "…"  or  hub, revision and filename',
         )
     # After the weights: what is read of them, such as the logit scale, is then theirs.
-    model = made if isinstance(made, SteppedModel) else _stepped(module, spec)
+    model = made if isinstance(made, SteppedModel) else stepped(module, spec)
     check_entry(spec, model)
     check_activation(spec, model.tower or model.module)
     return Backbone(spec, model, device=device, dtype=dtype, weights_sha256=sha256)
@@ -89,7 +90,8 @@ def build_module(spec: BackboneSpec) -> nn.Module | SteppedModel | Backbone:
     return made
 
 
-def _stepped(module: nn.Module, spec: BackboneSpec) -> SteppedModel:
+def stepped(module: nn.Module, spec: BackboneSpec) -> SteppedModel:
+    """A module with its forward pass as steps. Errors: SpecError where that is not known here."""
     from saebench.backbones import open_clip_models, timm_models
 
     model = timm_models.stepped(module, spec.input.size) or open_clip_models.stepped(module, spec)
