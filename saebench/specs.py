@@ -145,14 +145,23 @@ class SiteSpec:
 class HeadSpec:
     """What reads the backbone's final embedding.
 
-    `classifier`: the model's own; `classes[dataset] = [first, count]` is the slice of its outputs
-    that are that dataset's classes, in label order. `zero_shot`: a text tower and `templates`.
-    `none`: a linear probe has to be fitted.
+    `classifier`: the model's own; `classes[name] = [first, count]` is the slice of its outputs that
+    are the classes of a dataset, or of a class list that datasets share, in label order.
+    `zero_shot`: a text tower; `templates` takes the place of a dataset's own. `none`: a linear
+    probe has to be fitted.
     """
 
     kind: Literal["classifier", "zero_shot", "none"] = semantic(default="none")
     classes: Mapping[str, tuple[int, int]] = semantic(default_factory=dict)
     templates: Mapping[str, tuple[str, ...]] = semantic(default_factory=dict)
+
+    def outputs(self, dataset: DatasetSpec) -> slice | None:
+        """The classifier's outputs that are the classes of a dataset, in label order."""
+        for name in (dataset.name, dataset.classes):
+            if name in self.classes:
+                first, count = self.classes[name]
+                return slice(first, first + count)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,7 +191,6 @@ class BackboneSpec:
     description: str = ""
     licence: str = ""
     paper: str = ""
-
 
     def __post_init__(self) -> None:
         filled = {"architecture": self.model, "site": next(iter(self.sites), "")}
@@ -228,7 +236,9 @@ class FolderForm:
 
     root: str | None = None
     splits: Mapping[str, str] = field(default_factory=dict)  # split -> its folder below root
-    labels: str | None = None  # a CSV below root, with columns file, label, and perhaps split
+    labels: str | None = None  # a CSV below root, a line for each image, perhaps with a `split`
+    file: str = "file"  # its column of files: paths below root or below the split folder
+    label: str = "label"  # its column of labels: all numbers, or names of classes
     # Where that table calls its columns something else: file, label, split -> its own name.
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -280,7 +290,7 @@ class DatasetSpec:
     # The class list, in label order: `imagenet-1k`, `inat21`; none: the names found, sorted.
     classes: str = semantic(default="")
     # A regular expression whose group 1, searched in a file's path below its split, is the image's
-    # id; none: that path without its suffix.
+    # id; none: the split (not with a holdout) and that path without its suffix.
     id_pattern: str = semantic(default="")
     holdout: float | None = semantic(default=None)  # no split folders: this share is `test`
     # Of zero-shot texts, with {} for the name; or the name of a set: `openai_imagenet`, `simple`.
