@@ -34,9 +34,16 @@ def _shapes(spec: DatasetSpec, access: Access) -> Dataset:
     return Shapes(spec)
 
 
+def _images(spec: DatasetSpec, access: Access) -> Dataset:
+    from saebench.data.images import Images
+
+    return Images(spec, access)
+
+
 SOURCES: dict[str, Callable[[DatasetSpec, Access], Dataset]] = {
     "digits": _digits,
     "shapes": _shapes,
+    "images": _images,
 }
 """`DatasetSpec.source` -> the reader that opens it."""
 

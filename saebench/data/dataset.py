@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saebench.data.manifest import Manifest
+from saebench.data.templates import templates_of
 from saebench.errors import DataError, SpecError
 from saebench.specs import DatasetSpec
 
@@ -19,6 +20,8 @@ class Dataset(ABC):
 
     `class_names[c]` names main label c. `label_names[level][v]` names value v of a label level; the
     levels of a manifest have exactly these keys. Instances are picklable, for worker processes.
+    `text_names[kind][c]` is what class c is called in texts: `default` wherever there are texts,
+    and where a dataset has more, `common`, `scientific`, `taxonomic`.
     """
 
     splits: tuple[str, ...]
@@ -47,6 +50,16 @@ class Dataset(ABC):
         if split not in self._manifests:
             self._manifests[split] = self._build_manifest(split)
         return self._manifests[split]
+
+    @property
+    def text_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Kind of class name -> [c] names, for zero-shot texts; empty where there are none."""
+        return {"default": self.class_names}
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Zero-shot texts of the entry, with {} for the name; empty where it has none."""
+        return templates_of(self.spec)
 
     def fetch(self) -> str:
         """Get what has to be downloaded, ahead of time; say in a few words what that was."""

@@ -1,0 +1,125 @@
+"""The classes of a dataset in label order: which number a name has, and what it is called in texts.
+
+`DatasetSpec.classes` names the list. A list that is known beforehand (`imagenet-1k`, `inat21`)
+gives a class the same number in every form of the dataset and in a partial copy of it. Without one
+the names are those found over all splits, sorted (by number, where all of them are whole numbers),
+so that a class has one number in every split.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from saebench.errors import DataError, SpecError
+from saebench.specs import DatasetSpec
+
+LISTS = ("imagenet-1k", "inat21")
+"""The class lists that are known beforehand."""
+
+
+class ClassList(ABC):
+    """c classes, numbered 0 to c-1.
+
+    `levels`: coarser label levels, level -> (names of its values, int64 [c] the value of a class).
+    """
+
+    levels: Mapping[str, tuple[tuple[str, ...], np.ndarray]]
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """[c] what a class is called in tables."""
+
+    @property
+    @abstractmethod
+    def texts(self) -> Mapping[str, tuple[str, ...]]:
+        """Kind -> [c] names to be put in templates; `default` where there are texts at all."""
+
+    @abstractmethod
+    def number(self, name: str | int) -> int | None:
+        """The label a source's own name or number of a class stands for; None: it is none."""
+
+
+def class_list(spec: DatasetSpec, names: Sequence[str | int], root: Path | None) -> ClassList:
+    """The class list of an entry.
+
+    names: everything the dataset's labels are called, over all splits. root: the dataset's folder,
+    where a list may find more about its classes. Errors: SpecError for an unknown list, DataError
+    for names that cannot be numbered.
+    """
+    if not spec.classes:
+        return Found(names)
+    if spec.classes == "imagenet-1k":
+        from saebench.data.imagenet import ImageNet
+
+        return ImageNet()
+    if spec.classes == "inat21":
+        from saebench.data.inat21 import INat21
+
+        return INat21(names, root)
+    near = get_close_matches(spec.classes, LISTS, n=1)
+    raise SpecError(
+        f"{spec.path or spec.name}: no class list is called '{spec.classes}'",
+        f'did you mean classes = "{near[0]}"?'
+        if near
+        else f"class lists: {', '.join(LISTS)}; without one the names found are sorted",
+    )
+
+
+def numbers(classes: ClassList, names: Sequence[str | int], where: str) -> np.ndarray:
+    """int64 [len(names)], the label of each. Errors: DataError naming those that have none."""
+    found = [classes.number(name) for name in names]
+    if unknown := [name for name, number in zip(names, found, strict=True) if number is None]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise DataError(
+            f"{where}: '{unknown[0]}'{more} is not one of the {len(classes.names)} classes",
+            "remove what is no class from the folder, or name another class list in the entry",
+        )
+    return np.array(found, dtype=np.int64)
+
+
+class Found(ClassList):
+    """The names that occur, sorted. Labels that are numbers already keep them."""
+
+    def __init__(self, names: Sequence[str | int]) -> None:
+        self.levels = {}
+        given = {name for name in names if isinstance(name, int)}
+        called = {name for name in names if isinstance(name, str)}
+        if given and called:
+            raise DataError(
+                f"some labels are numbers ({min(given)}) and some are names ('{min(called)}')",
+                "write all labels in one way",
+            )
+        self._numbered = bool(given)
+        if self._numbered:
+            self._names = tuple(str(number) for number in range(max(given) + 1))
+        else:
+            self._names = tuple(sorted(called, key=_key(called)))
+        self._number = {name: number for number, name in enumerate(self._names)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def texts(self) -> Mapping[str, tuple[str, ...]]:
+        if self._numbered:
+            return {}  # a number says nothing to a text tower
+        return {"default": tuple(name.replace("_", " ") for name in self._names)}
+
+    def number(self, name: str | int) -> int | None:
+        if isinstance(name, int):
+            return name if 0 <= name < len(self._names) else None
+        return self._number.get(name)
+
+
+def _key(names: set[str]):
+    """How names are sorted: as text, or by number where every one is a whole number."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return lambda name: (int(name), name)
+    return lambda name: name

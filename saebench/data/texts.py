@@ -1,0 +1,74 @@
+"""Millions of short texts in the space of their bytes: file names of large datasets.
+
+A Python string costs 50 bytes beside its letters; here a text costs its UTF-8 bytes and one more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class Texts(Sequence[str]):
+    """Texts without NUL, which separates them. `data`: uint8, each text followed by a NUL."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+        self._ends = np.flatnonzero(data == 0)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        """Errors: UnicodeEncodeError for a file name that is not UTF-8."""
+        joined = "".join(f"{text}\0" for text in texts)
+        return cls(np.frombuffer(joined.encode(), dtype=np.uint8))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        start = int(self._ends[place - 1]) + 1 if place else 0
+        return self.data[start : self._ends[place]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.data.tobytes().decode().split("\0")[:-1])
+
+
+class Paths(Sequence[str]):
+    """`<folder>/<name>` of n files, each folder kept once. folder_of: [n] integers."""
+
+    def __init__(self, folders: Sequence[str], folder_of: np.ndarray, names: Sequence[str]) -> None:
+        self.folders, self.folder_of, self.names = folders, folder_of, names
+
+    def __len__(self) -> int:
+        return len(self.folder_of)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _join(self.folders[int(self.folder_of[index])], self.names[index])
+
+    def __iter__(self) -> Iterator[str]:
+        folders = list(self.folders)
+        for folder, name in zip(self.folder_of.tolist(), self.names, strict=True):
+            yield _join(folders[folder], name)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
