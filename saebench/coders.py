@@ -95,7 +95,7 @@ def token_kinds(site: SiteSpec, tokens: str, *, who: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An SAE that a glob or a default meant, and that cannot be measured: the others go on."""
+    """What a glob or a default meant, and what cannot be measured: the others go on."""
 
     name: str
     error: SaebenchError

@@ -21,7 +21,7 @@ from typing import Any
 from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.data.access import Access
 from saebench.data.dataset import Dataset
-from saebench.errors import UsageError, WeightsError
+from saebench.errors import DataError, UsageError, WeightsError
 from saebench.identity import content_hash
 from saebench.registry import Registry, is_glob
 from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
@@ -102,7 +102,7 @@ class Plan:
     groups: tuple[Group, ...]
     units: tuple[Unit, ...]
     done: tuple[Unit, ...]
-    refused: tuple[Refusal, ...] = ()  # SAEs that were meant and cannot be measured
+    refused: tuple[Refusal, ...] = ()  # what was meant and cannot be measured
 
     @property
     def todo(self) -> tuple[Unit, ...]:
@@ -160,6 +160,9 @@ def make_plan(
 ) -> Plan:
     """Expand a config to units, drop the done ones, group and pack the rest.
 
+    A backbone or dataset that cannot be had here is refused, with the reason, where there are
+    others; where it is all that was asked for, the error is raised.
+
     `source_of` looks at a dataset's manifests; `is_done(unit_id)` says whether rows are there
     and are to be kept. Errors: NotFound, Mismatch and SpecError for what does not fit.
     """
@@ -172,23 +175,35 @@ def make_plan(
     refused = {refusal.name: refusal for refusal in choice.refused}
     sources: dict[str, Source] = {}
     groups, everything, done = [], [], []
-    for backbone in backbones:
-        for name in _datasets(config, registry, backbone):
+    pairs = [(b, name) for b in backbones for name in _datasets(config, registry, b)]
+    for backbone, name in pairs:
+        if backbone.name in refused or name in refused:
+            continue
+        try:
+            weights_sha256(backbone)
+            model_files(backbone)
             if name not in sources:
                 sources[name] = source_of(registry.dataset(name), config)
-            source, units = sources[name], []
-            for coder in choice.refs[backbone.name]:
-                try:
-                    units += _units(config, registry, backbone, coder, tasks, source)
-                except WeightsError as error:  # an SAE without a file: the others go on
-                    sae = coder.sae.name if coder.sae else coder.name
-                    refused.setdefault(sae, Refusal(sae, error))
-            everything += units
-            done += [unit for unit in units if is_done(unit.id)]
-            left = [unit for unit in units if not is_done(unit.id)]
-            if left:
-                waves = tuple(_pack(left, memory_bytes(config.memory)))
-                groups.append(Group(backbone, sources[name], waves))
+        except (WeightsError, DataError) as error:
+            # Not to be had on this machine: the others go on, unless there is no other.
+            if len(pairs) == 1:
+                raise
+            where = backbone.name if isinstance(error, WeightsError) else name
+            refused.setdefault(where, Refusal(where, error))
+            continue
+        source, units = sources[name], []
+        for coder in choice.refs[backbone.name]:
+            try:
+                units += _units(config, registry, backbone, coder, tasks, source)
+            except WeightsError as error:  # an SAE without a file: the others go on
+                sae = coder.sae.name if coder.sae else coder.name
+                refused.setdefault(sae, Refusal(sae, error))
+        everything += units
+        done += [unit for unit in units if is_done(unit.id)]
+        left = [unit for unit in units if not is_done(unit.id)]
+        if left:
+            waves = tuple(_pack(left, memory_bytes(config.memory)))
+            groups.append(Group(backbone, sources[name], waves))
     return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from saebench.errors import NotFound, UsageError
+from saebench.errors import DataError, NotFound, UsageError, WeightsError
 from saebench.plan import SEGMENT, Plan, Source, make_plan, memory_bytes
 from saebench.registry import Registry
 from saebench.specs import DatasetSpec, RunConfig
@@ -160,3 +160,44 @@ def test_a_backbone_without_a_dataset_asks_for_one(root: Path) -> None:
 def test_saes_named_alone_bring_their_backbone(root: Path) -> None:
     assert {u.backbone.name for u in plan(root, backbone=(), sae=("small/a",)).units} == {"small"}
     assert {u.backbone.name for u in plan(root, backbone=(), sae=("small/*",)).units} == {"small"}
+
+
+def test_where_a_dataset_lies_is_not_in_the_identity(tmp_path: Path) -> None:
+    """The same list of images as a folder here and as tar shards there: the same units."""
+    entry = 'source = "shapes"\ntest = "val"\n'
+    folder = {"registry/datasets/mine.toml": f'{entry}[folder]\nroot = "/here"\n'}
+    tars = {"registry/datasets/mine.toml": f'{entry}[tar]\nlabel = "json:label"\n'}
+    one = ids(write(tmp_path / "one", FILES | folder), dataset=("mine",), data_root="/a")
+    two = ids(write(tmp_path / "two", FILES | tars), dataset=("mine",))
+    assert one == two
+    pattern = {"registry/datasets/mine.toml": f"{entry}id_pattern = '(x)'\n"}
+    three = ids(write(tmp_path / "three", FILES | pattern), dataset=("mine",))
+    assert not one & three
+
+
+def without_digits(spec: DatasetSpec, config: RunConfig) -> Source:
+    if spec.name == "digits":
+        raise DataError("dataset 'digits' is nowhere")
+    return source_of(spec, config)
+
+
+def test_a_dataset_that_is_not_here_stops_the_others_not(root: Path) -> None:
+    config = RunConfig(backbone=("small",), task=("rows",), dataset=("digits", "shapes"))
+    found = make_plan(config, Registry.load([root]), without_digits)
+    assert {unit.source.spec.name for unit in found.units} == {"shapes"}
+    assert [(r.name, str(r.error)) for r in found.refused] == [
+        ("digits", "dataset 'digits' is nowhere")
+    ]
+    alone = RunConfig(backbone=("small",), task=("rows",), dataset=("digits",))
+    with pytest.raises(DataError, match="is nowhere"):
+        make_plan(alone, Registry.load([root]), without_digits)
+
+
+def test_a_backbone_without_its_weights_stops_the_others_not(tmp_path: Path) -> None:
+    absent = BACKBONE + '[weights]\nfile = "gone.safetensors"\n'
+    root = write(tmp_path, FILES | {"registry/backbones/absent.toml": absent})
+    found = plan(root, backbone=("absent", "small"))
+    assert {unit.backbone.name for unit in found.units} == {"small"}
+    assert [refusal.name for refusal in found.refused] == ["absent"]
+    with pytest.raises(WeightsError, match=r"gone\.safetensors"):
+        plan(root, backbone=("absent",))
