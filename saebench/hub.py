@@ -1,0 +1,254 @@
+"""Files of the Hugging Face hub: resolved to a commit, downloaded, checked by sha256, and locked.
+
+Everything goes through huggingface_hub and its cache, so its settings hold: HF_HOME, HF_TOKEN,
+HF_ENDPOINT, HF_HUB_OFFLINE. Which bytes a file has is known from, in this order: the entry, the
+lock file, the hub's own sha256 (it has one for large files), and else the first download. What is
+known is checked each time a file is handed out; nothing that differs is ever handed out.
+
+What is locked and cached needs no network.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from saebench import lock
+from saebench.errors import SaebenchError, WeightsError
+from saebench.hub_errors import failures, problem, unreachable
+from saebench.identity import file_sha256
+from saebench.lock import Asked, Kind, Locked
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file that an entry wants: the first of `names` that the repository has."""
+
+    repo: str  # owner/name
+    names: tuple[str, ...]
+    by: str  # the entry's name, for messages and  saebench fetch NAME
+    revision: str = ""  # a commit, tag or branch; '': the default branch
+    sha256: str = ""  # as the entry declares it
+    kind: Kind = "model"
+
+    @property
+    def asked(self) -> Asked:
+        """The key of the lock file."""
+        return Asked(self.kind, self.repo, self.revision, " or ".join(self.names))
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a whole commit hash, which never moves."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def known(wanted: Wanted) -> Locked | None:
+    """What a file is, if the entry or the lock file says so; None where the hub must be asked.
+
+    Errors: WeightsError where the two differ.
+    """
+    if is_commit(wanted.revision) and len(wanted.names) == 1 and wanted.sha256:
+        return Locked(wanted.revision, wanted.names[0], wanted.sha256)
+    found = lock.find(wanted.asked)
+    if found is not None:
+        _agree(wanted, found, f"locked in {lock.lock_path()}")
+    return found
+
+
+def cached(wanted: Wanted) -> Path | None:
+    """The file if it is known and on this machine. Asks nobody; its bytes are not checked."""
+    found = known(wanted)
+    return _in_cache(wanted, found.file, found.commit) if found else None
+
+
+def resolve(wanted: Wanted) -> Locked:
+    """What a file is: commit, name, sha256. Locked from here on.
+
+    Asks the hub for the file's metadata, and downloads it only where that has no sha256.
+    Errors: WeightsError with what to type next; WriteError for a lock file that cannot be written.
+    """
+    if found := known(wanted):
+        return found
+    found = _here(wanted, wanted.revision) if is_commit(wanted.revision) else None
+    found = found or _ask(wanted)
+    if not found.sha256:
+        path = _download(wanted, found)
+        found = replace(found, sha256=file_sha256(path), bytes=path.stat().st_size)
+    _agree(wanted, found, "the hub has")
+    return lock.keep(wanted.asked, replace(found, when=_now()))
+
+
+def fetch(wanted: Wanted) -> Path:
+    """The file on this machine, downloaded where it is not there, its sha256 checked.
+
+    Errors: those of `resolve`; WeightsError for bytes that are not the known ones.
+    """
+    found = resolve(wanted)
+    path = _download(wanted, found)
+    if (sha256 := file_sha256(path)) != found.sha256:
+        source = "declared in the entry" if wanted.sha256 else f"known ({lock.lock_path()})"
+        raise WeightsError(
+            f"{wanted.by}: {path} is not {found.file} of {wanted.repo} at {found.commit}: its "
+            f"sha256 is {sha256} ({path.stat().st_size:,} bytes), {source} is {found.sha256}",
+            f"it was altered or damaged: remove it  (rm '{path.resolve()}')  and get it again with "
+            f"saebench fetch {wanted.by}",
+        )
+    return path
+
+
+def resolve_revision(repo: str, revision: str | None, *, kind: Kind, by: str) -> str:
+    """The commit of a repository's revision (None: the default branch), locked from here on.
+
+    Errors: WeightsError for a model, DataError for a dataset, with what to type next.
+    """
+    if revision and is_commit(revision):
+        return revision
+    asked = Asked(kind, repo, revision or "")
+    if commit := lock.commit_of(asked):
+        return commit
+    from huggingface_hub import HfApi
+
+    try:
+        commit = str(HfApi().repo_info(repo, revision=revision, repo_type=kind).sha)
+    except failures() as error:
+        commit = _last_seen(asked) if unreachable(error) else ""
+        if not commit:
+            wanted = Wanted(repo, (), by, asked.revision, kind=kind)
+            raise _problem(wanted, error, asked.revision) from error
+    return lock.keep(asked, Locked(commit, when=_now())).commit
+
+
+def _last_seen(asked: Asked) -> str:
+    """The commit at which the cache last saw a revision; '' where it never did."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        there = snapshot_download(
+            asked.repo,
+            revision=asked.revision or None,
+            repo_type=asked.kind,
+            local_files_only=True,
+        )
+    except failures():
+        return ""
+    return Path(there).name
+
+
+def _ask(wanted: Wanted) -> Locked:
+    """The first of the names that the hub has; where nobody answers, that the cache has."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    revision = lock.commit_of(wanted.asked) or wanted.revision
+    missing: EntryNotFoundError | None = None
+    for name in wanted.names:
+        try:
+            url = hf_hub_url(wanted.repo, name, repo_type=wanted.kind, revision=revision or None)
+            there = get_hf_file_metadata(url)
+        except EntryNotFoundError as error:
+            missing = error
+            continue
+        except failures() as error:
+            if unreachable(error) and (found := _here(wanted, revision)):
+                return found
+            raise _problem(wanted, error, revision) from error
+        if there.commit_hash is None or there.etag is None:
+            raise _problem(wanted, _no_hub(), revision)
+        etag = there.etag if re.fullmatch(r"[0-9a-f]{64}", there.etag) else ""
+        return Locked(there.commit_hash, name, etag, there.size or 0)
+    assert missing is not None
+    raise _problem(wanted, missing, revision) from missing
+
+
+def _here(wanted: Wanted, revision: str) -> Locked | None:
+    """The first of the names that the cache has at a revision, as it was last seen there."""
+    for name in wanted.names:
+        if path := _in_cache(wanted, name, revision):
+            # The cache calls the bytes of a large file by their sha256.
+            blob = path.resolve().name
+            sha256 = blob if re.fullmatch(r"[0-9a-f]{64}", blob) else file_sha256(path)
+            commit = path.parents[len(Path(name).parts) - 1].name
+            return Locked(commit, name, sha256, path.stat().st_size)
+    return None
+
+
+def _in_cache(wanted: Wanted, name: str, revision: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        wanted.repo, name, revision=revision or None, repo_type=wanted.kind
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(wanted: Wanted, found: Locked) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(
+            wanted.repo, found.file, revision=found.commit, repo_type=wanted.kind
+        )
+    except failures() as error:
+        raise _problem(replace(wanted, names=(found.file,)), error, found.commit) from error
+    return Path(path)
+
+
+def _agree(wanted: Wanted, found: Locked, where: str) -> None:
+    """Errors: WeightsError where the entry says another commit or sha256."""
+    if is_commit(wanted.revision) and found.commit != wanted.revision:
+        raise WeightsError(
+            f"{wanted.by}: {wanted.repo} at {wanted.revision}: {where} commit {found.commit}",
+            f"a commit is itself and no other: check HF_ENDPOINT; saebench fetch {wanted.by} "
+            "--update asks anew",
+        )
+    if wanted.sha256 and found.sha256 != wanted.sha256:
+        raise WeightsError(
+            f"{wanted.by}: {found.file} of {wanted.repo} at {found.commit}: {where} sha256 "
+            f"{found.sha256}, and the entry declares {wanted.sha256}",
+            "correct  sha256  or  revision  under [weights]; "
+            f"saebench fetch {wanted.by} --update  asks the hub anew",
+        )
+
+
+def _problem(wanted: Wanted, error: BaseException, revision: str) -> SaebenchError:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    there: list[str] = []
+    absent = isinstance(error, EntryNotFoundError)
+    if absent and not isinstance(error, LocalEntryNotFoundError):
+        there = _files(wanted, revision)
+    return problem(
+        error,
+        kind=wanted.kind,
+        repo=wanted.repo,
+        revision=revision,
+        files=wanted.names,
+        by=wanted.by,
+        locked=revision != wanted.revision,
+        there=there,
+    )
+
+
+def _files(wanted: Wanted, revision: str) -> list[str]:
+    """Some files that the repository has, for a message; none where it does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().list_repo_files(
+            wanted.repo, revision=revision or None, repo_type=wanted.kind
+        )
+    except failures():
+        return []
+    return [name for name in found if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
+
+
+def _no_hub() -> Exception:
+    from huggingface_hub.errors import FileMetadataError
+
+    return FileMetadataError("it sends no commit")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

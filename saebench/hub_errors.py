@@ -1,0 +1,159 @@
+"""What a failed request to the hub means, and what to type next."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+
+from saebench.errors import DataError, SaebenchError, WeightsError
+from saebench.lock import Kind, lock_path
+
+# By name, since the HTTP library that they belong to has changed, and may again.
+_SILENT = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError")
+_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises when it cannot do what it is asked, the connection's own too.
+
+    Those of the connection belong to its HTTP library, and which one that is has changed; the
+    hub's own errors are children of them.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, ValueError, *HfHubHTTPError.__bases__)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether nobody answered: no connection, no network, or the hub switched off on purpose."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return True
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500
+    return isinstance(error, ConnectionError) or type(error).__name__ in _SILENT
+
+
+def problem(
+    error: BaseException,
+    *,
+    kind: Kind,
+    repo: str,
+    revision: str,
+    files: Sequence[str],
+    by: str,
+    locked: bool,
+    there: Sequence[str] = (),
+) -> SaebenchError:
+    """The error to raise for what huggingface_hub raised: what is wrong, and what to type next.
+
+    `files`: the names that were looked for; none where it is about a whole dataset. `by`: the
+    entry's name. `locked`: the revision is the lock's. `there`: files that the repository has.
+    """
+    raised = WeightsError if kind == "model" else DataError
+    asked = f"{' or '.join(files) + ' of ' if files else ''}{repo}"
+    asked += f" at {revision}" if revision else ""
+    what, hint = _told(error, kind, repo, revision, files, by, locked, there)
+    return raised(f"{by}: {asked}: {what}", hint)
+
+
+def _told(
+    error: BaseException,
+    kind: Kind,
+    repo: str,
+    revision: str,
+    files: Sequence[str],
+    by: str,
+    locked: bool,
+    there: Sequence[str],
+) -> tuple[str, str]:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        FileMetadataError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    ahead = f"on a machine with internet:  saebench fetch {by}"
+    anew = f"saebench fetch {by} --update  asks for its newest commit (locked in {lock_path()})"
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _told(error.__cause__, kind, repo, revision, files, by, locked, there)
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
+        return (
+            "it is not on this machine, and HF_HUB_OFFLINE is set",
+            f"{ahead}  (with the same HF_HOME); or unset HF_HUB_OFFLINE",
+        )
+    if isinstance(error, GatedRepoError):
+        if status == 401:
+            return (
+                "it is gated, and the hub does not know who you are",
+                f"accept its licence at {page}, then  hf auth login  (or set HF_TOKEN)",
+            )
+        return (
+            "it is gated, and your account has no access",
+            f"accept its licence at {page}, and wait until it is granted where its owner decides",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"there is no such {kind} on {constants.ENDPOINT}, or it is private",
+            f"check the name at {page}; for a private one  hf auth login  (or set HF_TOKEN)",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            "there is no such revision" + (" any more" if locked else ""),
+            anew if locked else f"write a commit, tag or branch that {page}/commits/main has",
+        )
+    if isinstance(error, EntryNotFoundError):
+        has = f"it has {', '.join(there)}" if there else f"see {page}/tree/{revision or 'main'}"
+        hint = f"{has}: say which by  filename"
+        return "there is no such file", f"{hint}; or {anew}" if locked else hint
+    if isinstance(error, HFValidationError):
+        return f"that is no name of a repository: {error}", "write it as  owner/name"
+    if isinstance(error, FileMetadataError):
+        return (
+            f"what answers at {constants.ENDPOINT} is not a hub: {error}",
+            "check HF_ENDPOINT, the proxy and the firewall",
+        )
+    if status:
+        hints = {
+            401: "your token is not accepted:  hf auth login  again, or correct HF_TOKEN",
+            403: f"your token may not read it: see {page}, or take another token",
+            429: "too many requests: wait a few minutes; with  hf auth login  more are allowed",
+        }
+        return (
+            f"the hub at {constants.ENDPOINT} answers {status}",
+            hints.get(status, "it is the hub's own trouble: try again later"),
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _SPACE:
+        return (
+            f"there is no space left for it in {constants.HF_HUB_CACHE}",
+            "free some space, or let HF_HOME name a folder on another disk",
+        )
+    if number in _DENIED:
+        return (
+            f"{constants.HF_HUB_CACHE} cannot be written: {error}",
+            "let HF_HOME name a folder that you may write to",
+        )
+    if "Timeout" in type(error).__name__:
+        return (
+            f"{constants.ENDPOINT} did not answer in time",
+            "try again; with HF_HUB_ETAG_TIMEOUT=60 and HF_HUB_DOWNLOAD_TIMEOUT=60 more is waited; "
+            f"or {ahead}",
+        )
+    if unreachable(error):
+        return (
+            f"{constants.ENDPOINT} cannot be reached: {error}",
+            f"check the connection, the proxy and HF_ENDPOINT; or {ahead}",
+        )
+    return f"it cannot be downloaded: {error}", "try again; what came before is not fetched twice"
