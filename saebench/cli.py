@@ -61,6 +61,9 @@ class New:
     kind: Positional[Literal["sae", "backbone", "dataset", "task"]]  # what it is
     name: Positional[str]  # its name; an SAE's is  BACKBONE/NAME
     weights: str | None = None  # sae, backbone: its weights file
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """backbone: a model as timm:NAME.TAG, open_clip:NAME/TAG or hf-hub:OWNER/NAME"""
+    loader: Literal["timm", "open_clip"] | None = None  # backbone: of a repository of both forms
     backbone: str | None = None  # sae: what it was trained on; by default the first part of NAME
     site: str | None = None  # sae: where it was trained; by default the backbone's default site
     tokens: str = "all"  # sae: the tokens it was trained on
@@ -164,6 +167,8 @@ def execute(command: object) -> int:
                 backbone=command.backbone,
                 site=command.site,
                 tokens=command.tokens,
+                source=command.from_,
+                loader=command.loader,
             )
             print(f"wrote {path}")
             if command.kind != "dataset":
