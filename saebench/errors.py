@@ -46,6 +46,10 @@ class DataError(SaebenchError):
     """A dataset or an image that cannot be read."""
 
 
+class ImageError(DataError):
+    """One image that is there and cannot be decoded: what `--bad-images skip` leaves out."""
+
+
 class NonFiniteError(SaebenchError):
     """Activations, codes or a reconstruction that are NaN or infinite."""
 

@@ -40,10 +40,24 @@ def _images(spec: DatasetSpec, access: Access) -> Dataset:
     return Images(spec, access)
 
 
+def _idx(spec: DatasetSpec, access: Access) -> Dataset:
+    from saebench.data.idx import Idx
+
+    return Idx(spec, access)
+
+
+def _dsprites(spec: DatasetSpec, access: Access) -> Dataset:
+    from saebench.data.dsprites import DSprites
+
+    return DSprites(spec, access)
+
+
 SOURCES: dict[str, Callable[[DatasetSpec, Access], Dataset]] = {
     "digits": _digits,
     "shapes": _shapes,
     "images": _images,
+    "idx": _idx,
+    "dsprites": _dsprites,
 }
 """`DatasetSpec.source` -> the reader that opens it."""
 

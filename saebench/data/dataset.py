@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saebench.data.manifest import Manifest
 from saebench.data.templates import templates_of
-from saebench.errors import DataError, SpecError
+from saebench.errors import DataError, ImageError, SaebenchError, SpecError
 from saebench.specs import DatasetSpec
 
 if TYPE_CHECKING:
@@ -66,17 +67,52 @@ class Dataset(ABC):
         return ""
 
     def image(self, split: str, index: int) -> Image:
-        """Decode row `index` of the split's manifest. Errors: DataError naming the image."""
-        n = len(self.manifest(split))
+        """Decode row `index` of the split's manifest: PIL, 8-bit RGB.
+
+        Errors: ImageError naming an image that does not decode; DataError where the disk or the
+        network fails.
+        """
+        manifest = self.manifest(split)
+        n = len(manifest)
         if not 0 <= index < n:
             raise DataError(
                 f"dataset '{self.spec.name}', split '{split}' has no row {index}",
                 f"its rows are 0 to {n - 1}",
             )
-        return self._decode(split, int(index))
+        try:
+            return self._decode(split, int(index))
+        except (SaebenchError, MemoryError):
+            raise
+        except Exception as error:
+            raise undecodable(manifest.ids[index], self.spec.name, error) from error
 
     @abstractmethod
     def _build_manifest(self, split: str) -> Manifest: ...
 
     @abstractmethod
     def _decode(self, split: str, index: int) -> Image: ...
+
+
+_OF_ONE_FILE = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+
+
+def undecodable(id: str, dataset: str, error: Exception) -> DataError:
+    """The error to raise for an image, after what `error` says.
+
+    An ImageError where it is about this one image. A disk or a network that fails is about all of
+    them: were their images left out, numbers would come from whatever was left.
+    """
+    what = f"image '{id}' of dataset '{dataset}' cannot be"
+    if isinstance(error, OSError) and error.errno and error.errno not in _OF_ONE_FILE:
+        return DataError(f"{what} read: {error}", "run it again once the disk answers")
+    return ImageError(
+        f"{what} decoded: {error or type(error).__name__}",
+        "replace the file, or leave such images out with  --bad-images skip",
+    )

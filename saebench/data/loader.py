@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from saebench.data.dataset import Dataset
-from saebench.errors import DataError, SaebenchError
+from saebench.data.dataset import Dataset, undecodable
+from saebench.errors import ImageError, SaebenchError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +94,7 @@ class _Cuts(TorchDataset):
             try:
                 tensors.append(self._tensor(row))
                 good.append(row)
-            except DataError as error:
+            except ImageError as error:
                 if self.bad_images != "skip":
                     # Handed over as a value: raised in a worker, torch would rewrite its message.
                     return rows, error, []
@@ -107,11 +107,8 @@ class _Cuts(TorchDataset):
     def _tensor(self, row: int) -> torch.Tensor:
         try:
             return self.transform(self.dataset.image(self.split, row))
-        except SaebenchError:
+        except (SaebenchError, MemoryError):
             raise
-        except Exception as error:
+        except Exception as error:  # in the transform
             name = self.dataset.manifest(self.split).ids[row]
-            raise DataError(
-                f"image '{name}' of dataset '{self.dataset.spec.name}' cannot be decoded: {error}",
-                "replace the file, or leave such images out with  --bad-images skip",
-            ) from error
+            raise undecodable(name, self.dataset.spec.name, error) from error

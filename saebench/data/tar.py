@@ -1,0 +1,261 @@
+"""Tar shards in WebDataset layout: members whose names are alike up to the first dot are a sample.
+
+    n01440764_10026.jpg   the image: .jpg .jpeg .png .webp (and the other image suffixes)
+    n01440764_10026.cls   the label, a number or a name; with label = "json:<key>" in the .json
+
+With label = "folder" there are no samples: every image file is a row, and its label is the first
+folder of its name. So a folder per class that was packed with `tar` is read as it is.
+
+Shards are named by patterns with `*`, and with braces as WebDataset has them: `{0000..1023}`,
+`{a,b}`. What braces name without `*` has to be there. An index is made once, of headers alone;
+an image is then read from its place, by a file opened for it, so that processes share nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob, has_magic
+from itertools import product
+from pathlib import Path
+from re import split as split_re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saebench.data.access import Access
+from saebench.data.decode import decode
+from saebench.data.forms import ALL, Column, Form, Listing
+from saebench.data.listings import THREADS, Listed, remembered, stamp_of
+from saebench.data.locate import Places, contents, root_of
+from saebench.data.scan import SUFFIXES
+from saebench.data.table import labels_of
+from saebench.data.tarindex import Member, members
+from saebench.data.texts import Texts
+from saebench.errors import DataError, SpecError
+from saebench.specs import DatasetSpec, TarForm
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+USUAL = ("{split}.tar", "{split}-*.tar", "{split}_*.tar", "{split}/*.tar")
+"""Where the shards of a split are looked for when the entry does not say."""
+
+
+def open_tar(spec: DatasetSpec, form: TarForm, access: Access, places: Places) -> Form | None:
+    """The tar form of an entry; None, noted in `places`, where it is not there.
+
+    Errors: DataError where some of the shards that the entry names are missing.
+    """
+    root = root_of("tar", form.root, spec, access, places)
+    if root is None:
+        return None
+    found = Tar(spec, form, root)
+    if not found.splits:
+        patterns = " or ".join(found.patterns.values())
+        places.add("tar", root, f"no {patterns} in it; there is: {contents(root)}")
+        return None
+    return found
+
+
+class Tar(Form):
+    """`patterns`: split -> its shards as the entry has them. `shards`: split -> their paths."""
+
+    def __init__(self, spec: DatasetSpec, form: TarForm, root: Path) -> None:
+        self.root = self._root = root
+        self._label = form.label
+        if form.label not in ("cls", "folder") and not form.label.startswith("json:"):
+            raise SpecError(
+                f"{spec.path or spec.name}: [tar] label is '{form.label}'",
+                'it is "cls", "json:<key>" or "folder"',
+            )
+        wanted = (ALL,) if spec.holdout else tuple(form.splits) or (spec.train, spec.test)
+        self.patterns = {split: form.splits.get(split) or _usual(split, root) for split in wanted}
+        shards = {split: shards_of(root, pattern) for split, pattern in self.patterns.items()}
+        self.shards = {split: paths for split, paths in shards.items() if paths}
+        self.splits = tuple(self.shards)
+        self._indices: dict[str, dict[str, np.ndarray]] = {}
+
+    def missing(self, split: str) -> str:
+        if split in self.shards:
+            return f"no image is in {self.patterns[split]}"
+        pattern = self.patterns.get(split)
+        what = f"no {pattern} is there" if pattern else f"its splits: {', '.join(self.patterns)}"
+        return f"{what}; in {self._root} there is: {contents(self._root)}"
+
+    def listing(self, split: str) -> Listing:
+        index = self._index(split)
+        column = labels_of(list(Texts(index["names"])))
+        return Listing(Texts(index["keys"]), Column(column.values[index["labels"]], column.names))
+
+    def read(self, split: str, row: int) -> Image:
+        index = self._index(split)
+        shard = self.shards[split][int(index["shard"][row])]
+        offset, size = int(index["offset"][row]), int(index["size"][row])
+        with shard.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        return decode(data, f"{shard}, bytes {offset} to {offset + size}")
+
+    def _index(self, split: str) -> dict[str, np.ndarray]:
+        if split not in self._indices:
+            shards = self.shards[split]
+            what = {
+                "form": "tar",
+                "split": split,
+                "label": self._label,
+                "shards": [str(path.absolute()) for path in shards],
+            }
+            self._indices[split] = remembered(what, lambda: _list(shards, self._label, split))
+        return self._indices[split]
+
+
+def shards_of(root: Path, pattern: str) -> list[Path]:
+    """The shards a pattern names, in the order of its braces, each `*` sorted.
+
+    Errors: DataError where some of those that braces name are there and some are not.
+    """
+    named = expand(pattern)
+    found = [Path(path) for one in named for path in sorted(glob(str(root / one)))]
+    missing = [one for one in named if not has_magic(one) and not (root / one).exists()]
+    if found and missing:
+        raise DataError(
+            f"{len(missing)} of the {len(named)} shards {root / pattern} are missing, the first "
+            f"is {missing[0]}",
+            "fetch them too; or, to measure on a part of the dataset, write * instead of braces",
+        )
+    return list(dict.fromkeys(found))
+
+
+def expand(pattern: str) -> list[str]:
+    """`a-{08..10}.{x,y}` -> a-08.x, a-08.y, a-09.x, …: braces as the shell has them, unnested."""
+    parts = split_re(r"\{([^{}]*)\}", pattern)
+    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    first, dots, last = inside.partition("..")
+    if dots and first.isdigit() and last.isdigit():
+        width = len(first) if first.startswith("0") else 0
+        return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]
+
+
+def _usual(split: str, root: Path) -> str:
+    if split == ALL:
+        return "*.tar"
+    patterns = [pattern.format(split=split) for pattern in USUAL]
+    return next((one for one in patterns if shards_of(root, one)), patterns[1])
+
+
+def _list(shards: list[Path], label: str, split: str) -> Listed:
+    """Every image of some shards, sorted by key."""
+    watched = {str(path): stamp_of(str(path)) for path in shards}
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = list(pool.map(lambda path: list(_rows(path, label, split)), shards))
+    rows = sorted(
+        (key, shard, offset, size, name)
+        for shard, part in enumerate(parts)
+        for key, offset, size, name in part
+    )
+    names: dict[str, int] = {}
+    labels = [names.setdefault(row[4], len(names)) for row in rows]
+    arrays = {
+        "keys": Texts.of(row[0] for row in rows).data,
+        "shard": np.array([row[1] for row in rows], dtype=np.int32),
+        "offset": np.array([row[2] for row in rows], dtype=np.int64),
+        "size": np.array([row[3] for row in rows], dtype=np.int64),
+        "labels": np.array(labels, dtype=np.int64),
+        "names": Texts.of(names).data,
+    }
+    return Listed(arrays, watched, len(rows))
+
+
+def _rows(path: Path, label: str, split: str) -> Iterator[tuple[str, int, int, str]]:
+    """(key, offset, size, label as text) of each image of a shard."""
+    if label == "folder":
+        for member in members(path):
+            name = _clean(member.name)
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not _hidden(name):
+                below = name.removeprefix(f"{split}/")
+                folder, slash, _ = (below if "/" in below else name).partition("/")
+                if not slash:
+                    raise _unlabelled(path, name, "it lies in no folder", label)
+                yield name, member.offset, member.size, folder
+        return
+    for sample in _samples(path).values():
+        yield _row(path, label, sample)
+
+
+def _samples(path: Path) -> dict[str, dict[str, Member]]:
+    """Key -> suffix, in small letters and without its dot -> member."""
+    samples: dict[str, dict[str, Member]] = {}
+    for member in members(path):
+        name = _clean(member.name)
+        folder, slash, file = name.rpartition("/")
+        stem, dot, suffix = file.partition(".")
+        if not dot or _hidden(name):
+            continue
+        sample = samples.setdefault(f"{folder}{slash}{stem}", {})
+        if suffix.lower() in sample:
+            raise DataError(f"{path} holds '{name}' twice", "write the shard again")
+        sample[suffix.lower()] = member
+    return samples
+
+
+def _row(path: Path, label: str, sample: Mapping[str, Member]) -> tuple[str, int, int, str]:
+    images = [member for suffix, member in sample.items() if f".{suffix}" in SUFFIXES]
+    name = _clean(next(iter(sample.values())).name)
+    if len(images) != 1:
+        raise DataError(
+            f"{path}: the sample of '{name}' has {len(images) or 'no'} images (members: "
+            f"{', '.join(sample)})",
+            "a sample is one image and its label; if the shard is a packed folder, say "
+            '[tar] label = "folder"',
+        )
+    image = images[0]
+    suffix, _, key = label.partition(":")
+    if suffix not in sample:
+        raise _unlabelled(path, _clean(image.name), f"members: {', '.join(sample)}", label)
+    try:
+        text = _content(path, sample[suffix])
+        found = _json_label(text, key) if key else text.strip()
+        if not found:
+            raise ValueError("it is empty")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: '{_clean(sample[suffix].name)}' holds no label: {error!r}",
+            "it has to hold a number or the name of a class",
+        ) from None
+    return _clean(image.name), image.offset, image.size, found
+
+
+def _content(path: Path, member: Member) -> str:
+    if len(member.start) == member.size:
+        return member.start.decode()
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), member.size, member.offset).decode()
+
+
+def _json_label(text: str, key: str) -> str:
+    value: Any = json.loads(text)[key]
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"{key} is {value!r}")
+    return str(value)
+
+
+def _unlabelled(path: Path, name: str, why: str, label: str) -> DataError:
+    return DataError(
+        f"{path}: '{name}' has no label ({why})",
+        f'[tar] label is "{label}" in the entry; it may be "cls", "json:<key>" or "folder"',
+    )
+
+
+def _clean(name: str) -> str:
+    return name.removeprefix("./").lstrip("/")
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
