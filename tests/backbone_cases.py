@@ -28,6 +28,7 @@ class Case:
     sites: Mapping[str, SiteSpec]
     activation: Any = None
     config: Mapping[str, Any] | None = None  # of an open_clip folder
+    size: int = SIZE
 
 
 VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -75,6 +76,91 @@ def resnet_sites(widths: tuple[int, int, int, int], last: str) -> dict[str, Site
     }
 
 
+def eva_sites(*, hidden: int = 96, **prefix: int) -> dict[str, SiteSpec]:
+    """As a VisionTransformer's; but its blocks are a list, which is no module that runs."""
+    sites = {name: site for name, site in vit_sites(**prefix).items() if site.path != "blocks"}
+    attn_in = {"side": "input", "kind": "branch"}
+    return sites | {
+        "attn in": replace(sites["attn"], **attn_in),  # beside it stands the rotary table
+        "hidden": replace(sites["hidden"], width=hidden),
+        "pooled": pooled("fc_norm", 24),
+    }
+
+
+def convnext_sites(inner: str) -> dict[str, SiteSpec]:
+    """inner: the layout of the maps within a block."""
+
+    def inside(path: str, width: int, length: int, **more: Any) -> SiteSpec:
+        return replace(conv(path, width, length, kind="branch", **more), layout=inner)
+
+    stages = {f"stages.{i}": conv(f"stages.{i}", 8 * (i + 1), 8 >> i) for i in range(4)}
+    return stages | {
+        "stem conv": conv("stem.0", 8, 8),
+        "stem": conv("stem", 8, 8),
+        "stage in": conv("stages.2", 16, 4, side="input"),
+        "downsample": conv("stages.1.downsample", 16, 4),
+        "downsample norm": conv("stages.1.downsample.0", 8, 8, kind="branch"),
+        "block": conv("stages.1.blocks.0", 16, 4),
+        "blocks": conv("stages.1.blocks", 16, 4),
+        "depthwise": conv("stages.1.blocks.1.conv_dw", 16, 4, kind="branch"),
+        "norm": inside("stages.1.blocks.1.norm", 16, 4),
+        "norm in": inside("stages.1.blocks.1.norm", 16, 4, side="input"),
+        "mlp": inside("stages.1.blocks.1.mlp", 16, 4),
+        "hidden": inside("stages.0.blocks.0.mlp.act", 32, 8),
+        "norm_pre": conv("norm_pre", 32, 1),
+        "pooled": pooled("head.drop", 32),
+        "read": pooled("head.fc", 32, side="input"),
+    }
+
+
+def efficientnet_sites(widths: tuple[int, ...], stem: int, last: int) -> dict[str, SiteSpec]:
+    """Of the stages at 1/2, 1/4, … of an image of 64 pixels."""
+    lengths = (32, 16, 8, 4, 4, 2, 2)
+    stages = {
+        f"blocks.{i}": conv(f"blocks.{i}", width, lengths[i]) for i, width in enumerate(widths)
+    }
+    return stages | {
+        "stem conv": conv("conv_stem", stem, 32),
+        "stem": conv("bn1", stem, 32),
+        "block": conv("blocks.2.0", widths[2], 8),
+        "all blocks": conv("blocks", widths[-1], lengths[len(widths) - 1]),
+        "bn in block": conv("blocks.2.1.bn3", widths[2], 8, kind="branch"),
+        "depthwise": conv("blocks.2.1.conv_dw", 6 * widths[2], 8, kind="branch"),
+        "read": pooled("classifier", last, side="input"),
+    }
+
+
+def clip_resnet_sites() -> dict[str, SiteSpec]:
+    widths = (64, 128, 256, 512)
+    sites = {f"layer{i + 1}": conv(f"visual.layer{i + 1}", widths[i], 16 >> i) for i in range(4)}
+    return sites | {
+        "stem": conv("visual.avgpool", 16, 16),
+        "stage in": conv("visual.layer3", 128, 8, side="input"),
+        "branch": conv("visual.layer2.0.bn3", 128, 8, kind="branch"),
+        "shortcut": conv("visual.layer2.0.downsample", 128, 8, kind="branch"),
+        "attnpool": pooled("visual.attnpool", 16),
+        "embedding": pooled("visual", 16),
+    }
+
+
+def trunk_sites(width: int, embedding: int, **prefix: int) -> dict[str, SiteSpec]:
+    """Of timm's `test_vit` models, whose images are of 160 pixels."""
+
+    def tokens(path: str, **more: Any) -> SiteSpec:
+        where: dict[str, Any] = {"path": f"visual.trunk.{path}", "width": width, "grid": (10, 10)}
+        return SiteSpec(**{**where, **prefix, **more})
+
+    return {
+        "blocks.0": tokens("blocks.0"),
+        "blocks.1": tokens("blocks.1"),
+        "all blocks": tokens("blocks"),
+        "attn": tokens("blocks.1.attn", kind="branch"),
+        "mlp": tokens("blocks.0.mlp", kind="branch"),
+        "trunk": pooled("visual.trunk", width),
+        "embedding": pooled("visual", embedding),
+    }
+
+
 def clip_sites() -> dict[str, SiteSpec]:
     def tokens(path: str, **more: Any) -> SiteSpec:
         return SiteSpec(path=f"visual.{path}", width=32, cls=1, grid=(4, 4), **more)
@@ -113,6 +199,25 @@ def clip_config(**vision: Any) -> dict[str, Any]:
             "layers": 1,
         },
     }
+
+
+def _trunk(
+    name: str,
+    sites: Mapping[str, SiteSpec],
+    embedding: int,
+    activation: str = "gelu",
+    **vision: Any,
+) -> Case:
+    """As SigLIP: a timm trunk, and a text tower of its own."""
+    trunk = {"image_size": 160, "timm_model_name": name, "timm_model_pretrained": False}
+    config = {
+        **clip_config(),
+        "embed_dim": embedding,
+        "vision_cfg": {**trunk, **vision},
+        "custom_text": True,
+        "init_logit_bias": -10,
+    }
+    return Case("open_clip", "local-dir:clip", {}, sites, activation, config, size=160)
 
 
 def _vit(sites: Mapping[str, SiteSpec], **args: Any) -> Case:
@@ -172,6 +277,131 @@ CASES = {
 }
 
 
+DINOV3 = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 7}
+EVA = {**DINOV3, "img_size": SIZE}
+_NHWC = {"patches": SiteSpec(path="patch_embed", width=24, grid=(4, 4), layout="channels_last")}
+_DINOV3 = eva_sites(cls=1, registers=4) | _NHWC
+NEXT = {"depths": (1, 2, 1, 1), "dims": (8, 16, 24, 32), "num_classes": 7}
+BIT = {"channels": (128, 128, 256, 256), "stem_chs": 32, "num_classes": 7}
+_BIT = {
+    **{f"stages.{i}": conv(f"stages.{i}", BIT["channels"][i], 8 >> i) for i in range(4)},
+    "stem": conv("stem", 32, 8),
+    "stem conv": conv("stem.conv", 32, 16),
+    "block": conv("stages.1.blocks.1", 128, 4),
+    "branch": conv("stages.1.blocks.1.conv3", 128, 4, kind="branch"),
+    "preact": conv("stages.1.blocks.1.norm1", 128, 4, kind="branch"),
+    "norm": conv("norm", 256, 1),
+    "pool": conv("head.global_pool", 256, 1),
+    "read": conv("head.fc", 256, 1, side="input"),
+}
+CLIP_RESNET = {"layers": [1, 2, 1, 1], "width": 16, "head_width": 64, "image_size": 64}
+_SIGLIP = trunk_sites(96, 96, registers=1) | {"pool": pooled("visual.trunk.attn_pool", 96)}
+_CONV_TRUNK = {
+    "stages.2": conv("visual.trunk.stages.2", 96, 10),
+    "mlp": replace(
+        conv("visual.trunk.stages.2.blocks.0.mlp", 96, 10, kind="branch"), layout="channels_last"
+    ),
+    "trunk": conv("visual.trunk", 128, 5),
+    "embedding": pooled("visual", 16),
+}
+
+_V3 = {
+    "blocks.1": conv("blocks.1", 16, 8),
+    "block": conv("blocks.4.0", 48, 2),
+    "branch": conv("blocks.1.1.bn3", 16, 8, kind="branch"),
+    "all blocks": conv("blocks", 288, 2),
+    "pool": conv("global_pool", 288, 1),
+    "wide": conv("act2", 1024, 1),
+    "pooled": pooled("flatten", 1024),
+}
+_V4 = {
+    "blocks.2": conv("blocks.2", 32, 4),
+    "branch": conv("blocks.2.1.pw_proj", 32, 4, kind="branch"),
+    "pool": conv("global_pool", 336, 1),
+    "wide": conv("norm_head", 1280, 1),
+    "pooled": pooled("flatten", 1280),
+}
+
+CASES |= {
+    "dinov3": Case("timm", "vit_small_patch16_dinov3", DINOV3, _DINOV3, "gelu"),
+    "dinov3-cls": Case(
+        "timm",
+        "vit_large_patch16_dinov3",
+        {**DINOV3, "global_pool": "token", "img_size": 64, "num_classes": 0},
+        _DINOV3,
+        "gelu",
+    ),
+    "eva02": Case("timm", "eva02_tiny_patch14_224", EVA, eva_sites(cls=1, hidden=64), "silu"),
+    "eva": Case("timm", "eva_giant_patch14_224", EVA, eva_sites(cls=1, hidden=104), "gelu"),
+    "eva-rotary-registers": Case(
+        "timm",
+        "vit_medium_patch16_rope_reg1_gap_256",
+        EVA,
+        eva_sites(registers=1),
+        "gelu",
+    ),
+    "eva-learned-rotary": Case(
+        "timm", "vit_small_patch16_rope_mixed_224", EVA, eva_sites(cls=1), "gelu"
+    ),
+    "eva-attention-pool": Case(
+        "timm", "vit_pe_core_tiny_patch16_384", EVA, eva_sites(cls=1), "gelu"
+    ),
+    "vit-dynamic": _vit(vit_sites(cls=1) | _NHWC, dynamic_img_size=True, img_size=64),
+    "convnext": Case("timm", "convnext_base", NEXT, convnext_sites("channels_last"), "gelu"),
+    "convnext-norm-first": Case(
+        "timm", "convnext_base", {**NEXT, "head_norm_first": True}, convnext_sites("channels_last")
+    ),
+    "convnext-conv-mlp": Case(
+        "timm", "convnext_base", {**NEXT, "conv_mlp": True, "use_grn": True}, convnext_sites("map")
+    ),
+    "mobilenetv2": Case(
+        "timm",
+        "mobilenetv2_100",
+        {"num_classes": 7, "pad_type": "same"},
+        efficientnet_sites((16, 24, 32, 64, 96, 160, 320), 32, 1280)
+        | {"last": conv("bn2", 1280, 2), "pooled": pooled("global_pool", 1280)},
+        "relu6",
+        size=64,
+    ),
+    "efficientnet": Case(
+        "timm",
+        "tinynet_e",
+        {"num_classes": 7},
+        {
+            "blocks.0": conv("blocks.0", 8, 32),
+            "blocks.3": conv("blocks.3", 40, 4),
+            "weighting": conv("blocks.2.0.se", 96, 8, kind="branch"),
+            "last": conv("bn2", 1280, 2),
+            "pooled": pooled("global_pool", 1280),
+        },
+        "silu",
+        size=64,
+    ),
+    "mobilenetv3": Case(
+        "timm", "mobilenetv3_small_050", {"num_classes": 7}, _V3, "hard_swish", size=64
+    ),
+    "mobilenetv4": Case("timm", "mobilenetv4_conv_small_035", {"num_classes": 7}, _V4, size=64),
+    "resnetv2": Case("timm", "resnetv2_50x1_bit", BIT, _BIT, "relu"),
+    "clip-resnet": replace(
+        _clip(clip_resnet_sites(), quick_gelu=True, **CLIP_RESNET), activation="relu", size=64
+    ),
+    "siglip": _trunk("test_vit3", _SIGLIP, 96, timm_pool="map", timm_proj="none"),
+    "clip-trunk-projected": _trunk(
+        "test_vit", trunk_sites(64, 16, cls=1), 16, timm_pool="token", timm_proj="linear"
+    ),
+    "clip-trunk-classifier": _trunk(
+        "test_vit",
+        trunk_sites(64, 16, cls=1) | {"trunk": pooled("visual.trunk", 16)},
+        16,
+        timm_pool="avg",
+        timm_proj="",
+    ),
+    "clip-trunk-convnext": _trunk(
+        "test_convnext2", _CONV_TRUNK, 16, "gelu_tanh", timm_pool="rot_attn", timm_proj=""
+    ),
+}
+
+
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random values everywhere: as they are built, some branches would be multiplied by zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -202,7 +432,7 @@ def spec_of(case: Case, folder: Path, name: str = "case", **fields: Any) -> Back
         model=case.model,
         model_args=case.model_args,
         activation=case.activation,
-        input=InputSpec(size=SIZE),
+        input=InputSpec(size=case.size),
         sites=case.sites,
         head=HeadSpec(kind="classifier" if n_classes else "none"),
     )

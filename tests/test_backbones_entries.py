@@ -106,31 +106,60 @@ def test_the_kind_of_a_site(path: str, side: Any, kind: Any, found: str, folder:
         ("vit-registers", {"cls": 0, "registers": 5}),
         ("deit-distilled", {"cls": 1, "registers": 1}),
         ("clip", {"path": "visual.transformer.resblocks.0", "width": 32, "registers": 1, "cls": 0}),
+        ("vit", {"path": "blocks.1.mlp", "kind": "branch", "cls": 0, "registers": 1}),
+        ("vit", {"grid": (7, 7)}),
+        ("vit", {"cls": 2}),
+        ("vit-registers", {}),
+        ("dinov3", {"registers": 3}),
+        ("dinov3-cls", {"cls": 0, "registers": 5}),
+        ("eva02", {"registers": 4}),
+        ("vit-dynamic", {"grid": (8, 8)}),
+        ("siglip", {"path": "visual.trunk.blocks.0", "width": 96, "grid": (10, 10)}),
     ],
 )
-def test_tokens_that_add_up_but_are_others(name: str, tokens: dict[str, Any], folder: Path) -> None:
+def test_tokens_that_are_not_the_models(name: str, tokens: dict[str, Any], folder: Path) -> None:
     message = said(folder, name, sites={"a": site(**tokens)})
     assert "its tokens are" in message
     assert "and the model's are" in message
 
 
+@pytest.mark.parametrize("name", ["vit", "dinov3", "vit-dynamic"])
+def test_a_grid_of_as_many_patches_in_another_shape(name: str, folder: Path) -> None:
+    registers = 4 if name == "dinov3" else 0
+    message = said(folder, name, sites={"a": site(grid=(2, 8), registers=registers)})
+    assert "grid = [2, 8], and the model's is [4, 4]" in message
+
+
 # Shapes, on the first batch.
 
 LAYER2 = {"path": "layer2", "layout": "map", "width": 128, "cls": 0}
+STAGE = {"path": "stages.1", "layout": "map", "width": 16, "cls": 0}
+MLP = {
+    "path": "stages.1.blocks.1.mlp",
+    "kind": "branch",
+    "layout": "channels_last",
+    "width": 16,
+    "cls": 0,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "fields", "found", "declared", "hint"),
     [
         ("vit", {"width": 32}, [3, 17, 24], [3, 17, 32], "width 24"),
-        ("vit", {"grid": (7, 7)}, [3, 17, 24], [3, 50, 24], "17 tokens"),
-        ("vit-registers", {}, [3, 21, 24], [3, 17, 24], "21 tokens"),
+        ("vit", {"cls": 0}, [3, 17, 24], [3, 16, 24], "17 tokens"),
+        ("vit-registers", {"cls": 0}, [3, 21, 24], [3, 16, 24], "21 tokens"),
         ("vit", {"layout": "map"}, [3, 17, 24], [3, 24, 4, 4], 'layout = "tokens"'),
         ("vit", {"layout": "pooled"}, [3, 17, 24], [3, 24], 'layout = "tokens"'),
         ("vit", {"path": "fc_norm"}, [3, 24], [3, 17, 24], 'layout = "pooled"'),
         ("resnet10t", {"path": "layer2"}, [3, 128, 4, 4], [3, 17, 24], 'layout = "map"'),
         ("resnet10t", {**LAYER2, "width": 64}, [3, 128, 4, 4], [3, 64, 4, 4], "width 128"),
         ("resnet10t", {**LAYER2, "grid": (8, 8)}, [3, 128, 4, 4], [3, 128, 8, 8], "[4, 4]"),
+        ("convnext", {**MLP, "layout": "map"}, [3, 4, 4, 16], [3, 16, 4, 4], '"channels_last"'),
+        ("convnext", {**MLP, "layout": "tokens"}, [3, 4, 4, 16], [3, 16, 16], '"channels_last"'),
+        ("convnext", {**MLP, "width": 9}, [3, 4, 4, 16], [3, 4, 4, 9], "width 16"),
+        ("convnext", {**MLP, "grid": (2, 2)}, [3, 4, 4, 16], [3, 2, 2, 16], "grid is [4, 4]"),
+        ("convnext", {**STAGE, "layout": "channels_last"}, [3, 16, 4, 4], [3, 4, 4, 16], '"map"'),
         (
             "vit",
             {"path": "blocks.1.attn.q_norm", "kind": "branch"},
@@ -279,7 +308,9 @@ def test_texts_need_a_text_tower(folder: Path) -> None:
         ("gelu_tanh", "gelu_tanh"),
         ("quick_gelu", "quick_gelu"),
         ("relu", "relu"),
+        ("relu6", "relu6"),
         ("silu", "silu"),
+        ("hard_swish", "hard_swish"),
     ],
 )
 def test_the_activation_function_of_a_model(act_layer: str, name: str) -> None:
@@ -355,8 +386,8 @@ def test_a_pooling_that_leaves_tokens(folder: Path) -> None:
 
 
 def test_a_forward_pass_that_is_not_known(tmp_path: Path) -> None:
-    case = replace(CASES["vit"], model="convnext_atto", model_args={"num_classes": 3}, sites={})
-    with pytest.raises(SpecError, match=r"\(ConvNeXt\) is not known here"):
+    case = replace(CASES["vit"], model="test_mambaout", model_args={"num_classes": 3}, sites={})
+    with pytest.raises(SpecError, match=r"\(MambaOut\) is not known here"):
         load(replace(case, activation=None), tmp_path)
 
 

@@ -35,16 +35,26 @@ def check_site(site: SiteSpec, model: SteppedModel, where: str) -> None:
             f"{where}: kind = '{site.kind}', and the {site.side} of '{site.path}' is a {found}",
             f'say kind = "{found}"' if found == "branch" else 'leave kind out, or "bottleneck"',
         )
-    if site.layout != "tokens" or model.grid is None:
-        return
-    own = {**model.prefix, "patches": model.grid[0] * model.grid[1]}
+    if site.layout == "tokens" and model.grid is not None:
+        _check_tokens(site, model, model.grid, where)
+
+
+def _check_tokens(site: SiteSpec, model: SteppedModel, grid: tuple[int, int], where: str) -> None:
+    patches = {"patches": grid[0] * grid[1]}
+    own = {kind: count for kind, count in {**model.prefix, **patches}.items() if count}
     said = {kind: part.stop - part.start for kind, part in site.kinds.items()}
-    if sum(own.values()) == site.tokens and any(
-        said.get(kind, 0) != count for kind, count in own.items()
-    ):
+    # Where all is the same in number it is surely wrong. Otherwise a bottleneck is: the sequence,
+    # or its patches before a prefix is added. What a branch passes on may be something else.
+    same_number = sum(own.values()) == site.tokens
+    if said != own and (same_number or (site.kind == "bottleneck" and said != patches)):
         raise SpecError(
             f"{where}: its tokens are {_counts(said)}, and the model's are {_counts(own)}",
-            f"the model's grid is {list(model.grid)}",
+            f"the model's grid is {list(grid)}",
+        )
+    if "patches" in said and site.grid != grid and said["patches"] == patches["patches"]:
+        raise SpecError(
+            f"{where}: grid = {list(site.grid or ())}, and the model's is {list(grid)}",
+            f"write grid = {list(grid)}",
         )
 
 

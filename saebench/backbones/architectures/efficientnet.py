@@ -1,7 +1,8 @@
 """timm's EfficientNet, which MobileNetV2 is one of, and MobileNetV3.
 
-EfficientNet    conv_stem | bn1 | blocks.0.0 … blocks.i.j | conv_head | bn2 | global_pool | classifier
-MobileNetV3     … blocks.i.j | global_pool | conv_head | norm_head | act2 | flatten | classifier
+EfficientNet    conv_stem | bn1 | blocks.0.0 … | conv_head | bn2 | global_pool | classifier
+MobileNetV3     conv_stem | bn1 | blocks.0.0 … | global_pool | conv_head | norm_head | act2
+                | flatten | classifier
 
 `bn1` and `bn2` are a norm and its activation. `blocks.i` is a stage, `blocks.i.j` a block.
 """
