@@ -158,7 +158,7 @@ class HeadSpec:
     def outputs(self, dataset: DatasetSpec) -> slice | None:
         """The classifier's outputs that are the classes of a dataset, in label order."""
         for name in (dataset.name, dataset.classes):
-            if name in self.classes:
+            if isinstance(name, str) and name in self.classes:
                 first, count = self.classes[name]
                 return slice(first, first + count)
         return None
@@ -239,8 +239,6 @@ class FolderForm:
     labels: str | None = None  # a CSV below root, a line for each image, perhaps with a `split`
     file: str = "file"  # its column of files: paths below root or below the split folder
     label: str = "label"  # its column of labels: all numbers, or names of classes
-    # Where that table calls its columns something else: file, label, split -> its own name.
-    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +263,8 @@ class HubForm:
     label: str = "label"  # column of the labels
     id: str | None = None  # column of the ids; none: the image's path, else the row number
     levels: Mapping[str, str] = field(default_factory=dict)  # label level -> its column
-    streaming: bool = False  # take the first rows as they come, without downloading the rest
+    # Take the first rows as they come, without downloading the rest: true, or of these splits.
+    streaming: bool | tuple[str, ...] = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -287,8 +286,9 @@ class DatasetSpec:
     folder: FolderForm | None = None
     tar: TarForm | None = None
     hub: HubForm | None = None
-    # The class list, in label order: `imagenet-1k`, `inat21`; none: the names found, sorted.
-    classes: str = semantic(default="")
+    # The names of the classes in label order, or a list known beforehand: `imagenet-1k`, `inat21`;
+    # none: the order of the dataset's own names where it has one, else the names found, sorted.
+    classes: tuple[str, ...] | str = semantic(default="")
     # A regular expression whose group 1, searched in a file's path below its split, is the image's
     # id; none: the split (not with a holdout) and that path without its suffix.
     id_pattern: str = semantic(default="")

@@ -1,9 +1,10 @@
 """The classes of a dataset in label order: which number a name has, and what it is called in texts.
 
-`DatasetSpec.classes` names the list. A list that is known beforehand (`imagenet-1k`, `inat21`)
-gives a class the same number in every form of the dataset and in a partial copy of it. Without one
-the names are those found over all splits, sorted (by number, where all of them are whole numbers),
-so that a class has one number in every split.
+`DatasetSpec.classes` is the list, or the name of one. A list that is known beforehand
+(`imagenet-1k`, `inat21`, or written in the entry) gives a class the same number in every form of
+the dataset and in a partial copy of it. Without one, classes have the numbers that a hub dataset
+gives its names; else the names are those found over all splits, sorted (by number, where all of
+them are whole numbers), so that a class has one number in every split.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def class_list(spec: DatasetSpec, names: Sequence[str | int], root: Path | None)
     """
     if not spec.classes:
         return Found(names)
+    if not isinstance(spec.classes, str):
+        return Listed(spec.classes)
     if spec.classes == "imagenet-1k":
         from saebench.data.imagenet import ImageNet
 
@@ -81,6 +84,42 @@ def numbers(classes: ClassList, names: Sequence[str | int], where: str) -> np.nd
             "remove what is no class from the folder, or name another class list in the entry",
         )
     return np.array(found, dtype=np.int64)
+
+
+def own_numbers(classes: ClassList, names: Sequence[str], where: str) -> np.ndarray:
+    """int64 [len(names)], the label of each of the names that a dataset numbers itself.
+
+    Its numbers hold where they are as many as the classes and no name says otherwise: the same
+    class is called now `crane`, now `construction crane`. Errors: those of `numbers`.
+    """
+    found = [classes.number(name) for name in names]
+    known = any(number is not None for number in found) or isinstance(classes, Listed)
+    agree = all(number in (None, place) for place, number in enumerate(found))
+    if known and agree and len(names) == len(classes.names):
+        return np.arange(len(names))
+    return numbers(classes, names, where)
+
+
+class Listed(ClassList):
+    """Names in label order. A dataset may call a class by its name or its number."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.levels = {}
+        self._names = tuple(names)
+        self._number = {name: number for number, name in enumerate(self._names)}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def texts(self) -> Mapping[str, tuple[str, ...]]:
+        return {"default": tuple(name.replace("_", " ") for name in self._names)}
+
+    def number(self, name: str | int) -> int | None:
+        if isinstance(name, int):
+            return name if 0 <= name < len(self._names) else None
+        return self._number.get(name)
 
 
 class Found(ClassList):

@@ -26,11 +26,13 @@ ALL = "all"
 class Column:
     """Labels of n rows: `values` [n] int64, `names[v]` what the source calls value v.
 
-    names None: the values are numbers that mean themselves.
+    names None: the values are numbers that mean themselves. ordered: the values are the dataset's
+    own labels, and not just numbers that its names were given in passing.
     """
 
     values: np.ndarray
     names: tuple[str, ...] | None = None
+    ordered: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saebench.data.access import Access
-from saebench.data.classes import ClassList, class_list, numbers
+from saebench.data.classes import ClassList, Listed, class_list, numbers, own_numbers
 from saebench.data.dataset import Dataset
 from saebench.data.forms import ALL, Column, Form, Listing
 from saebench.data.locate import Places
@@ -50,6 +50,8 @@ class Images(Dataset):
     @cached_property
     def _classes(self) -> ClassList:
         columns = [self._listing(split).label for split in self.form.splits]
+        if not self.spec.classes and (own := _own_order(columns)):
+            return Listed(own)
         return class_list(self.spec, _names(columns), self.form.root)
 
     @cached_property
@@ -206,15 +208,23 @@ def _names(columns: Sequence[Column]) -> list[str | int]:
     return list(found)
 
 
+def _own_order(columns: Sequence[Column]) -> tuple[str, ...] | None:
+    """The names that the dataset itself numbers, the same in every split; None: it does not."""
+    orders = {column.names if column.ordered else None for column in columns}
+    return orders.pop() if len(orders) == 1 else None
+
+
 def _found(level: str, columns: Sequence[Column]) -> ClassList:
     from saebench.data.classes import Found
 
-    return Found(_names(columns))
+    own = _own_order(columns)
+    return Listed(own) if own else Found(_names(columns))
 
 
 def _labels(classes: ClassList, column: Column, where: str) -> np.ndarray:
     """[n] int64: the labels of a column's rows."""
     if column.names is not None:
-        return numbers(classes, column.names, where)[column.values]
+        number = own_numbers if column.ordered else numbers
+        return number(classes, column.names, where)[column.values]
     values, places = np.unique(column.values, return_inverse=True)
     return numbers(classes, values.tolist(), where)[places]
