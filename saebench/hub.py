@@ -34,6 +34,11 @@ class Wanted:
     kind: Kind = "model"
 
     @property
+    def pinned(self) -> bool:
+        """Whether the entry leaves nothing open: then there is nothing to lock."""
+        return is_commit(self.revision) and len(self.names) == 1 and self.sha256 != ""
+
+    @property
     def asked(self) -> Asked:
         """The key of the lock file."""
         return Asked(self.kind, self.repo, self.revision, " or ".join(self.names))
@@ -49,7 +54,7 @@ def known(wanted: Wanted) -> Locked | None:
 
     Errors: WeightsError where the two differ.
     """
-    if is_commit(wanted.revision) and len(wanted.names) == 1 and wanted.sha256:
+    if wanted.pinned:
         return Locked(wanted.revision, wanted.names[0], wanted.sha256)
     found = lock.find(wanted.asked)
     if found is not None:

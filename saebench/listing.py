@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import SaebenchError
 from saebench.registry import Registry, Shelf, not_found
 from saebench.taskfiles import describe
-from saebench.weights import file_sha256, weights_path
+from saebench.whereabouts import whereabouts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,23 +148,14 @@ def _print_hash(spec: Any, console: Console) -> int:
     from rich.text import Text
 
     try:
-        path = weights_path(spec)
+        found = whereabouts(spec)
     except SaebenchError as error:
         console.print(Text(f"error: {error}", style="red"))
         return 1
-    if path is None:
+    if found is None:
         return 0
-    found = file_sha256(path)
-    size = Path(path).stat().st_size
-    declared = spec.weights.sha256
-    verdict = {None: "not declared in the entry", found: "as declared"}.get(
-        declared, "NOT what the entry declares"
-    )
-    wrong = declared not in (None, found)
-    console.print(
-        Text(f"  on disk: {size:,} bytes, sha256 {found}, {verdict}", style="red" if wrong else "")
-    )
-    return 1 if wrong else 0
+    console.print(Text(f"  {found.text}", style="red" if found.wrong else ""))
+    return 1 if found.wrong else 0
 
 
 def _lines(spec: Any, indent: str = "  ") -> Iterator[str]:

@@ -1,77 +1,127 @@
 """Finds the weights file of an entry, identifies its bytes, and turns away what is no weights file.
 
-Nothing is parsed here: sha256 is checked before anything is. What is most often found in place of
-weights (a Git LFS pointer, a web page, nothing) is told apart, since each has another remedy.
+The file lies beside the entry, or in a repository of the Hugging Face hub (`saebench.hub`). Nothing
+is parsed here: sha256 is checked before anything is. What is most often found in place of weights
+(a Git LFS pointer, a web page, nothing) is told apart, since each has another remedy.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 
+from saebench import hub
 from saebench.errors import SpecError, WeightsError
+from saebench.identity import file_sha256
 from saebench.specs import BackboneSpec, SaeSpec, WeightsSpec
+
+HUB_MODEL = "hf-hub:"  # its configuration lies in a repository: hf-hub:owner/name@revision
+
+# What each library looks for in a repository, in its own order.
+_TIMM = ("model.safetensors", "pytorch_model.bin")
+_OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def weights_of(spec: BackboneSpec | SaeSpec) -> WeightsSpec:
+    """Where the weights are. Those of a model `hf-hub:X` are in X, where the entry does not say.
+
+    Errors: SpecError for an entry that says too much.
+    """
+    weights, where = spec.weights, spec.path or spec.name
+    if weights.hub is not None and weights.file is not None:
+        raise SpecError(f"{where}: weights.file and weights.hub are both there", "keep one of them")
+    if isinstance(spec, BackboneSpec) and weights.file is None:
+        repo, revision = hub_model(spec)
+        if repo and weights.hub in (None, repo):
+            return replace(weights, hub=repo, revision=revision or None)
+    return weights
+
+
+def hub_model(spec: BackboneSpec) -> tuple[str, str]:
+    """(repository, revision) of a model `hf-hub:owner/name@revision`; two empty strings for others.
+
+    Without an @ the revision is that of the weights, if these lie in the same repository: then
+    configuration and weights are of one commit.
+    """
+    if not spec.model.startswith(HUB_MODEL):
+        return "", ""
+    repo, _, revision = spec.model.removeprefix(HUB_MODEL).partition("@")
+    declared = spec.weights.revision if spec.weights.hub in (None, repo) else None
+    if revision and declared and revision != declared:
+        raise SpecError(
+            f"{spec.path or spec.name}: model is at {revision}, and weights.revision is {declared}",
+            "keep one of them",
+        )
+    return repo, revision or declared or ""
+
+
+def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
+    """The file that an entry wants of a hub; None where its weights are not on one."""
+    weights = weights_of(spec)
+    if weights.hub is None:
+        return None
+    if weights.filename is not None:
+        names = (weights.filename,)
+    elif isinstance(spec, SaeSpec):
+        raise SpecError(
+            f"{spec.path or spec.name}: weights.hub needs a filename",
+            "SAEs have no usual name: write  filename  under [weights]",
+        )
+    else:
+        names = _OPEN_CLIP if spec.loader == "open_clip" else _TIMM
+    return hub.Wanted(
+        weights.hub, names, spec.name, weights.revision or "", (weights.sha256 or "").lower()
+    )
 
 
 def weights_path(spec: BackboneSpec | SaeSpec) -> Path | None:
     """The weights file on this machine, downloaded where the entry names a hub; None for none.
 
     `file` is relative to the entry's own folder. Errors: WeightsError (absent, not to be
-    downloaded), SpecError (the entry does not say enough, or too much).
+    downloaded, not what the entry or the lock says), SpecError (the entry does not say enough, or
+    too much), WriteError (the lock file).
     """
-    weights, entry = spec.weights, spec.path or spec.name
-    if weights.hub is not None:
-        return _from_hub(weights, entry)
-    if weights.file is None:
+    if there := wanted(spec):
+        return hub.fetch(there)
+    file, where = spec.weights.file, spec.path or spec.name
+    if file is None:
         return None
-    path = Path(os.path.normpath(Path(entry).parent / weights.file))
+    path = Path(os.path.normpath(Path(spec.path).parent / file))
     if path.is_dir():
-        raise WeightsError(f"{entry}: weights.file = '{weights.file}' is a folder, not a file")
+        raise WeightsError(f"{where}: weights.file = '{file}' is a folder, not a file")
     if not path.is_file():
         raise WeightsError(
-            f"{entry}: weights.file = '{weights.file}' is not there",
+            f"{where}: weights.file = '{file}' is not there",
             f"it was looked for at {path}; a path is relative to the entry's own folder",
         )
     return path
 
 
-def _from_hub(weights: WeightsSpec, entry: str) -> Path:
-    if weights.file is not None:
-        raise SpecError(f"{entry}: weights.file and weights.hub are both there", "keep one of them")
-    if weights.hub is None or weights.revision is None or weights.filename is None:
-        raise SpecError(
-            f"{entry}: weights.hub needs a revision and a filename",
-            "revision is a commit hash, so that the weights stay the same for ever",
-        )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        found = hf_hub_download(weights.hub, weights.filename, revision=weights.revision)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{entry}: {weights.filename} of {weights.hub} at {weights.revision} "
-            f"cannot be downloaded: {error}",
-            "check the names and the connection; a gated model needs `hf auth login`",
-        ) from error
-    return Path(found)
-
-
 def weights_sha256(spec: BackboneSpec | SaeSpec) -> str | None:
-    """What identifies an entry's weights: the declared sha256, else that of its local file.
+    """What identifies an entry's weights: the declared sha256, else the locked, else the file's.
 
-    None where the entry has no weights of its own (a user's loader that brings them).
+    None where the entry has no weights of its own (a user's loader that brings them). A file of a
+    hub is downloaded only where the hub's own metadata do not say.
+    Errors: as `weights_path`.
     """
     if spec.weights.sha256 is not None:
-        return spec.weights.sha256
-    if spec.weights.hub is not None:
-        raise SpecError(
-            f"{spec.path or spec.name}: weights on a hub need a sha256 to be identified",
-            "download the file, and write its sha256 under [weights]",
-        )
+        return spec.weights.sha256.lower()
+    if there := wanted(spec):
+        return hub.resolve(there).sha256
     path = weights_path(spec)
     return None if path is None else file_sha256(path)
+
+
+def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
+    """The commit of the repository that the weights come from; '' for a file, or not yet known."""
+    there = wanted(spec)
+    if there is None:
+        return ""
+    if hub.is_commit(there.revision):
+        return there.revision
+    found = hub.known(there)
+    return found.commit if found else ""
 
 
 def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
@@ -79,15 +129,14 @@ def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
 
     Errors: those of `weights_path`; WeightsError (altered, or no weights file at all).
     """
-    path, weights = weights_path(spec), spec.weights
+    path, declared = weights_path(spec), spec.weights.sha256
     if path is None:
         return None
     first_bytes(path)
-    if weights.sha256 is not None and (found := file_sha256(path)) != weights.sha256:
+    if declared is not None and (found := file_sha256(path)) != declared.lower():
         raise WeightsError(
             f"{path} is not the file that {spec.path or spec.name} describes: "
-            f"its sha256 is {found}, "
-            f"declared is {weights.sha256} ({path.stat().st_size:,} bytes)",
+            f"its sha256 is {found}, declared is {declared} ({path.stat().st_size:,} bytes)",
             "it was altered or only partly downloaded: get it again; "
             "if the change is meant, write the new sha256 under [weights]",
         )
@@ -113,20 +162,3 @@ def first_bytes(path: Path) -> bytes:
             "the download gave a login or error page: take the link to the raw file",
         )
     return head
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes in hex, remembered while its size and time do not change."""
-    stat = path.stat()
-    return _hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
-@lru_cache(maxsize=4096)
-def _hash(path: Path, *seen: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
-    """The commit of the repository that the weights come from; '' for a local file."""
-    return spec.weights.revision or ""

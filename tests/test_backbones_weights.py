@@ -16,6 +16,8 @@ from saebench.backbones import load_backbone
 from saebench.errors import SpecError, WeightsError
 from saebench.specs import BackboneSpec, WeightsSpec
 from tests.backbone_cases import CASES, images, spec_of
+from tests.hub_stand_in import HubStandIn
+from tests.hub_stand_in import hub as hub
 
 
 @pytest.fixture
@@ -170,48 +172,30 @@ def test_a_folder_is_not_a_file(spec: BackboneSpec, tmp_path: Path) -> None:
         load_backbone(with_weights(spec, file="."))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"hub": "a/b", "filename": "c"}, "needs a revision and a filename"),
-        ({"hub": "a/b", "revision": "c"}, "needs a revision and a filename"),
-        ({"hub": "a/b", "file": "c"}, "keep one of them"),
-    ],
-)
-def test_weights_that_do_not_say_enough(
-    fields: dict[str, str], message: str, spec: BackboneSpec
+def test_a_file_and_a_hub_are_not_both(spec: BackboneSpec) -> None:
+    with pytest.raises(SpecError, match=r"(?s)both there.*keep one of them"):
+        load_backbone(with_weights(spec, hub="a/b", file="c"))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_hub_weights_give_the_same_outputs(
+    declared: bool, spec: BackboneSpec, file: Path, hub: HubStandIn
 ) -> None:
-    with pytest.raises(SpecError, match=f"(?s){message}"):
-        load_backbone(with_weights(spec, **fields))
-
-
-def test_hub_weights_are_asked_for_by_revision_and_checked(
-    spec: BackboneSpec, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
-
-    def download(repo: str, filename: str, *, revision: str) -> str:
-        asked.append((repo, filename, revision))
-        return str(file)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    hub = {"hub": "timm/vit", "revision": "0123abc", "filename": "model.safetensors"}
-    backbone = load_backbone(with_weights(spec, **hub, sha256=sha256(file)))
-    assert asked == [("timm/vit", "model.safetensors", "0123abc")]
+    commit = hub.commit("timm/vit", {"model.safetensors": file.read_bytes()})
+    fields: dict[str, Any] = {"hub": "timm/vit"}
+    if declared:
+        fields |= {"revision": commit, "filename": "model.safetensors", "sha256": sha256(file)}
+    backbone = load_backbone(with_weights(spec, **fields))
+    assert backbone.weights_sha256 == sha256(file)
     x = images()
-    assert torch.equal(
-        backbone.forward(x).embedding_bd, load_backbone(spec).forward(x).embedding_bd
-    )
-    with pytest.raises(WeightsError, match="is not the file"):
-        load_backbone(with_weights(spec, **hub, sha256="0" * 64))
+    wanted = load_backbone(spec).forward(x).embedding_bd
+    assert torch.equal(backbone.forward(x).embedding_bd, wanted)
 
 
-def test_a_failed_download_names_what_was_asked_for(
-    spec: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+def test_hub_weights_other_than_declared_are_never_loaded(
+    spec: BackboneSpec, file: Path, hub: HubStandIn
 ) -> None:
-    def download(*_: Any, **__: Any) -> str:
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with pytest.raises(WeightsError, match="timm/vit at 0123 cannot be downloaded: no route"):
-        load_backbone(with_weights(spec, hub="timm/vit", revision="0123", filename="x"))
+    commit = hub.commit("timm/vit", {"model.safetensors": file.read_bytes()})
+    fields = {"hub": "timm/vit", "revision": commit, "filename": "model.safetensors"}
+    with pytest.raises(WeightsError, match=r"is not model\.safetensors of timm/vit"):
+        load_backbone(with_weights(spec, **fields, sha256="0" * 64))
