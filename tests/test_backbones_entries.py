@@ -362,6 +362,14 @@ def test_open_clips_tanh_gelu_is_told_apart(tmp_path: Path) -> None:
         ("clip", {"model_args": {"pretrained": "openai"}}, "model_args.pretrained is not used"),
         ("vit", {"input": InputSpec(size=64)}, "the model takes (32, 32)"),
         ("clip", {"input": InputSpec(size=64)}, "the model takes (32, 32)"),
+        (
+            "dinov3",
+            {"input": InputSpec(size=36)},
+            "input.size = 36, and the model takes whole patches",
+        ),
+        ("vit-dynamic", {"input": InputSpec(size=36)}, "the next is 40"),
+        ("clip-resnet", {"input": InputSpec(size=32)}, "the model takes (64, 64)"),
+        ("siglip", {"input": InputSpec(size=32)}, "the model takes (160, 160)"),
         ("vit", {"head": HeadSpec(kind="zero_shot")}, "no text tower"),
         ("vit-registers", {"head": HeadSpec(kind="classifier")}, "the model has none"),
         (

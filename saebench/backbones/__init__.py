@@ -8,6 +8,8 @@ output = backbone.resume("blocks.2", reconstruction_btd, captures["blocks.2"].st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -99,7 +101,12 @@ def stepped(module: nn.Module, spec: BackboneSpec) -> SteppedModel:
         raise SpecError(
             f"{spec.path or spec.name}: the forward pass of '{spec.model}' "
             f"({type(module).__name__}) is not known here",
-            "known are timm's VisionTransformer and ResNet and open_clip's VisionTransformer; "
+            f"known are timm's {_names(timm_models.KNOWN)} and open_clip's "
+            f"{_names(open_clip_models.KNOWN)}; "
             "for another, write a loader that returns a saebench.backbones.SteppedModel",
         )
     return model
+
+
+def _names(classes: Iterable[type]) -> str:
+    return ", ".join(known.__name__ for known in classes)

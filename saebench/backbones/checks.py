@@ -20,6 +20,12 @@ def check_entry(spec: BackboneSpec, model: SteppedModel) -> None:
             f"{where}: input.size = {spec.input.size}, and the model takes {model.image_size}",
             "correct input.size, or the image size in model_args",
         )
+    if spec.input.size % model.multiple:
+        raise SpecError(
+            f"{where}: input.size = {spec.input.size}, and the model takes whole patches: "
+            f"multiples of {model.multiple}",
+            f"the next is {-(-spec.input.size // model.multiple) * model.multiple}",
+        )
     for name, site in spec.sites.items():
         check_site(site, model, f"{where}: site '{name}'")
     _check_head(spec, model, where)

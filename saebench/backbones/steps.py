@@ -68,7 +68,8 @@ class SteppedModel:
     read: the last boundary -> Output; reads: modules whose input is that boundary.
     tower: the part that sees images, where the activation function is checked (None: `module`).
     prefix: tokens before the patches, by kind, and grid: patches [h w], where the model has tokens.
-    image_size: [h w] of the images it takes, where it takes only one.
+    image_size: [h w] of the images it takes, where it takes only one; else `multiple`: of how many
+    pixels each side has to be a multiple.
     natural: the sites that an entry would name, as name -> path of the module whose output it is.
     """
 
@@ -81,6 +82,7 @@ class SteppedModel:
     prefix: Mapping[str, int] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
+    multiple: int = 1
     text: TextTower | None = None
     natural: Mapping[str, str] = field(default_factory=dict)
 

@@ -17,15 +17,15 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from saebench.backbones.architectures.parts import one, pair
-from saebench.backbones.architectures.vit import natural_sites, patches, pooling
+from saebench.backbones.architectures.parts import one
+from saebench.backbones.architectures.vit import grid_of, natural_sites, patches, pooling
 from saebench.backbones.steps import Output, Step, SteppedModel
 
 
 def eva(model: Eva, size: int | None) -> SteppedModel:
     """`forward_features`, then `forward_head`."""
     embedding = ("pos_drop",) if model.patch_drop is None else ("pos_drop", "patch_drop")
-    rotary = Rotary(model, size)
+    rotary = Rotary(model, grid_of(model, size))
 
     def read(x: Tensor) -> Output:
         return Output(x, model.head(x) if model.num_classes > 0 else None)
@@ -64,9 +64,9 @@ class Rotary:
     takes any image size computes them anew in each pass.
     """
 
-    def __init__(self, model: Eva, size: int | None) -> None:
+    def __init__(self, model: Eva, grid: tuple[int, int]) -> None:
         self._model: Any = model
-        self._size = size
+        self._grid = grid
         self._made: tuple[Any, Tensor | None] = (None, None)
 
     def __call__(self, block: int) -> Tensor | None:
@@ -81,8 +81,6 @@ class Rotary:
 
     def _blank(self, like: Tensor) -> Tensor:
         """A sequence of patches, in the form that `patch_embed` gives it."""
-        embed = self._model.patch_embed
-        if not self._model.dynamic_img_size:
-            return like.new_zeros(1, embed.num_patches, len(like))
-        used = embed.img_size if self._size is None else (self._size, self._size)
-        return like.new_zeros(1, *pair(embed.dynamic_feat_size(used)), len(like))
+        if self._model.dynamic_img_size:
+            return like.new_zeros(1, *self._grid, len(like))
+        return like.new_zeros(1, self._grid[0] * self._grid[1], len(like))

@@ -8,6 +8,7 @@ DeiT with a distillation token: … | norm | both heads, averaged.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from timm.models.deit import VisionTransformerDistilled
@@ -92,12 +93,17 @@ def natural_sites(model: Any) -> dict[str, str]:
 
 
 def patches(model: Any, size: int | None) -> dict[str, Any]:
-    """The grid of patches and the image size of a transformer with a `PatchEmbed`.
-
-    A model with `dynamic_img_size` takes any size: its grid is that of the size it is used at.
-    """
-    embed = model.patch_embed
+    """The grid of patches [h w], and what images the model takes."""
+    grid = grid_of(model, size)
     if not model.dynamic_img_size:
-        return {"grid": pair(embed.grid_size), "image_size": pair(embed.img_size)}
-    used = embed.img_size if size is None else (size, size)
-    return {"grid": None if used is None else pair(embed.dynamic_feat_size(used))}
+        return {"grid": grid, "image_size": pair(model.patch_embed.img_size)}
+    whole = 1 if model.patch_embed.dynamic_img_pad else math.lcm(*model.patch_embed.patch_size)
+    return {"grid": grid, "multiple": whole}
+
+
+def grid_of(model: Any, size: int | None) -> tuple[int, int]:
+    """Patches [h w]: of images of `size` where the model takes any, else of the one it takes."""
+    embed = model.patch_embed
+    if size is None or not model.dynamic_img_size:
+        return pair(embed.grid_size)
+    return pair(embed.dynamic_feat_size((size, size)))
