@@ -119,7 +119,7 @@ def test_unknown_source_names_the_nearest():
         open_dataset(replace(spec_of("shapes"), source="shape"))
     assert error.value.hint == 'did you mean source = "shapes"?'
     with pytest.raises(NotFound, match="digits, shapes"):
-        open_dataset(replace(spec_of("shapes"), source="imagenet"))
+        open_dataset(replace(spec_of("shapes"), source="webdav"))
 
 
 def test_unknown_options_splits_and_rows_are_refused(digits: Dataset):

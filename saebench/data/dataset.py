@@ -28,6 +28,7 @@ class Dataset(ABC):
     splits: tuple[str, ...]
     class_names: tuple[str, ...]
     label_names: Mapping[str, tuple[str, ...]]
+    decodes: bool = False  # from files, which takes long enough for processes of its own
     resolved_revision: str = ""  # of a hub dataset: the commit that is read
 
     def __init__(self, spec: DatasetSpec, *, options: Sequence[str] = ()) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 class Images(Dataset):
     """A collection in one form. Errors: DataError where no form is there."""
 
+    decodes = True
+
     def __init__(self, spec: DatasetSpec, access: Access) -> None:
         super().__init__(spec)
         self.form = open_form(spec, access)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -78,16 +78,22 @@ class Manifest:
         return stratified_order(self.dataset, self.ids, self.labels)
 
 
-def stratified_order(dataset: str, ids: tuple[str, ...], labels: np.ndarray) -> np.ndarray:
-    """[n] int64: the class-stratified permutation of rows that the module describes."""
-    keys = [hashlib.sha256(f"{dataset}\n{name}".encode()).digest() for name in ids]
-    by_key = sorted(range(len(ids)), key=keys.__getitem__)
-    size = Counter(labels.tolist())
-    seen: Counter[int] = Counter()
-    place: dict[int, float] = {}
-    for row in by_key:
-        label = int(labels[row])
-        # The quotient is rounded correctly on every platform, so equal fractions compare equal.
-        place[row] = (2 * seen[label] + 1) / (2 * size[label])
-        seen[label] += 1
-    return np.array(sorted(place, key=lambda row: (place[row], keys[row])), dtype=np.int64)
+def stratified_order(dataset: str, ids: Sequence[str], labels: np.ndarray) -> np.ndarray:
+    """[n] int64: the class-stratified permutation of rows that the module describes.
+
+    A second or two for a million rows, most of it for the hashes.
+    """
+    prefix = f"{dataset}\n".encode()
+    digests = b"".join(hashlib.sha256(prefix + name.encode()).digest() for name in ids)
+    words = np.frombuffer(digests, dtype=">u8").reshape(len(ids), 4).astype(np.uint64)
+    by_key = np.argsort(words[:, 0])
+    if (np.diff(words[by_key, 0]) == 0).any():  # once in billions of datasets
+        by_key = np.lexsort(words.T[::-1])
+    # Rank in its class, by the hash: the place in a stable sort by class, less the class's first.
+    by_class = by_key[np.argsort(labels[by_key], kind="stable")]
+    _, first, size = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(ids)) - np.repeat(first, size)
+    # The quotient is rounded correctly on every platform, so equal fractions compare equal.
+    place = np.empty(len(ids))
+    place[by_class] = (2 * rank + 1) / np.repeat(2 * size, size)
+    return by_key[np.argsort(place[by_key], kind="stable")]
