@@ -365,7 +365,7 @@ def test_open_clips_tanh_gelu_is_told_apart(tmp_path: Path) -> None:
         (
             "dinov3",
             {"input": InputSpec(size=36)},
-            "input.size = 36, and the model takes whole patches",
+            "and the model takes whole patches",
         ),
         ("vit-dynamic", {"input": InputSpec(size=36)}, "the next is 40"),
         ("clip-resnet", {"input": InputSpec(size=32)}, "the model takes (64, 64)"),
