@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,23 @@ from saebench.specs import DatasetSpec
 
 
 class Idx(Dataset):
-    """Options: `stems` (split -> stem), `names` of the classes, `transposed`, `download` (a page).
+    """Options: `stems` (split -> stem), `transposed`, `download` (the page that offers the files).
 
-    `transposed = true` says that rows and columns are swapped in the file, as in EMNIST.
+    `transposed = true` says that rows and columns are swapped in the file, as in EMNIST. The
+    entry's `classes` name the labels 0, 1, … in their order.
     """
 
     def __init__(self, spec: DatasetSpec, access: Access) -> None:
-        super().__init__(spec, options=("stems", "names", "transposed", "download"))
-        self.stems: dict[str, str] = dict(_required(spec, "stems", dict))
+        super().__init__(spec, options=("stems", "transposed", "download"))
+        if isinstance(spec.classes, str) or not isinstance(spec.options.get("stems"), Mapping):
+            raise SpecError(
+                f"{spec.path or spec.name}: an `idx` dataset needs the names of its classes and "
+                "the stems of its files",
+                'write  classes = ["zero", "one"]  and  [options]  stems.train = "…"',
+            )
+        self.stems: dict[str, str] = dict(spec.options["stems"])
         self.splits = tuple(self.stems)
-        self.class_names = tuple(map(str, _required(spec, "names", list)))
+        self.class_names = spec.classes
         self.label_names = {}
         self.folder = access.root / spec.name if access.root else None
         self._arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -60,7 +68,7 @@ class Idx(Dataset):
                 raise DataError(
                     f"dataset '{self.spec.name}', split '{split}': a label is {labels.max()}, "
                     f"and there are {len(self.class_names)} names",
-                    f"give every label a name in  options.names  of {self.spec.path}",
+                    f"give every label a name in  classes  of {self.spec.path}",
                 )
             self._arrays[split] = images, labels
         return self._arrays[split]
@@ -88,15 +96,6 @@ class Idx(Dataset):
         if self.spec.options.get("transposed", False):
             pixels = pixels.T
         return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
-
-
-def _required(spec: DatasetSpec, key: str, kind: type) -> Any:
-    if not isinstance(spec.options.get(key), kind):
-        raise SpecError(
-            f"{spec.path or spec.name}: an `idx` dataset needs its  {key}",
-            'write  [options]  names = ["zero", "one"]  stems.train = "…"  stems.test = "…"',
-        )
-    return spec.options[key]
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

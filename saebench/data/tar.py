@@ -4,7 +4,8 @@
     n01440764_10026.cls   the label, a number or a name; with label = "json:<key>" in the .json
 
 With label = "folder" there are no samples: every image file is a row, and its label is the first
-folder of its name. So a folder per class that was packed with `tar` is read as it is.
+folder of its name, below one that is called as the split or its shards (`train_mini/` in
+`train_mini-000.tar`). So a folder per class that was packed with `tar` is read as it is.
 
 Shards are named by patterns with `*`, and with braces as WebDataset has them: `{0000..1023}`,
 `{a,b}`. What braces name without `*` has to be there. An index is made once, of headers alone;
@@ -101,13 +102,14 @@ class Tar(Form):
     def _index(self, split: str) -> dict[str, np.ndarray]:
         if split not in self._indices:
             shards = self.shards[split]
+            above = tuple(dict.fromkeys((split, _literal(self.patterns[split]))))
             what = {
                 "form": "tar",
-                "split": split,
+                "above": above,
                 "label": self._label,
                 "shards": [str(path.absolute()) for path in shards],
             }
-            self._indices[split] = remembered(what, lambda: _list(shards, self._label, split))
+            self._indices[split] = remembered(what, lambda: _list(shards, self._label, above))
         return self._indices[split]
 
 
@@ -150,11 +152,16 @@ def _usual(split: str, root: Path) -> str:
     return next((one for one in patterns if shards_of(root, one)), patterns[1])
 
 
-def _list(shards: list[Path], label: str, split: str) -> Listed:
+def _literal(pattern: str) -> str:
+    """What the shards of a pattern are all called: `train_mini` of `data/train_mini-*.tar`."""
+    return split_re(r"[*?\[{]", os.path.basename(pattern))[0].removesuffix(".tar").rstrip("-_.")
+
+
+def _list(shards: list[Path], label: str, above: tuple[str, ...]) -> Listed:
     """Every image of some shards, sorted by key."""
     watched = {str(path): stamp_of(str(path)) for path in shards}
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda path: list(_rows(path, label, split)), shards))
+        parts = list(pool.map(lambda path: list(_rows(path, label, above)), shards))
     rows = sorted(
         (key, shard, offset, size, name)
         for shard, part in enumerate(parts)
@@ -173,14 +180,15 @@ def _list(shards: list[Path], label: str, split: str) -> Listed:
     return Listed(arrays, watched, len(rows))
 
 
-def _rows(path: Path, label: str, split: str) -> Iterator[tuple[str, int, int, str]]:
+def _rows(path: Path, label: str, above: tuple[str, ...]) -> Iterator[tuple[str, int, int, str]]:
     """(key, offset, size, label as text) of each image of a shard."""
     if label == "folder":
         for member in members(path):
             name = _clean(member.name)
             if os.path.splitext(name)[1].lower() in SUFFIXES and not _hidden(name):
-                below = name.removeprefix(f"{split}/")
-                folder, slash, _ = (below if "/" in below else name).partition("/")
+                folder, slash, below = name.partition("/")
+                if folder in above and "/" in below:
+                    folder = below.partition("/")[0]
                 if not slash:
                     raise _unlabelled(path, name, "it lies in no folder", label)
                 yield name, member.offset, member.size, folder
