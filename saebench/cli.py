@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
 
+from saebench.allocation import keep_freed_memory
 from saebench.errors import SaebenchError
 from saebench.registry import Registry
 from saebench.specs import RunConfig
@@ -135,6 +136,7 @@ def execute(command: object) -> int:
         case RunConfig():
             from saebench.progress import run_with_progress
 
+            keep_freed_memory()
             return run_with_progress(command, _console(), _console(stderr=True))
         case Ls():
             from saebench.listing import print_ls
@@ -179,6 +181,7 @@ def execute(command: object) -> int:
         case TrainConfig():
             from saebench.train import train_with_progress
 
+            keep_freed_memory()
             return train_with_progress(command, _console())
     raise AssertionError(command)
 

@@ -30,7 +30,7 @@ holdout = 0.5
 [folder]
 root = "{photos}"
 labels = "photos.csv"
-columns = {{ label = "imagenet_class" }}
+label = "imagenet_class"
 """
 
 BACKBONE = """\
