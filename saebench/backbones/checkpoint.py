@@ -1,7 +1,7 @@
-"""Reads a backbone's weights: check the file, parse it, compare it with the model, load.
+"""Reads a backbone's weights: check the file, parse, convert, compare with the model, load.
 
-Weights are data: safetensors only, nothing in a file is executed. Floats become float32, whatever
-they were.
+Weights are data: safetensors, or a PyTorch checkpoint that needs no code. Floats become float32,
+whatever they were; a float16 checkpoint is converted before that, as the library does it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from saebench.backbones.conversion import classifier_names, converted
+from saebench.backbones.pickles import MAGIC, read_pickle
 from saebench.errors import WeightsError
 from saebench.specs import BackboneSpec
 from saebench.weights import file_sha256, first_bytes, verified_path
@@ -22,46 +24,38 @@ def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
     """Load an entry's weights into a module, every key and shape of both. Returns their sha256.
 
     None, and nothing is loaded, where the entry names no weights.
-    Errors: WeightsError (absent, altered, not safetensors, of another model, NaN), SpecError.
+    Errors: WeightsError (absent, altered, no weights, of another model, NaN), SpecError.
     """
     path = verified_path(spec)
     if path is None:
         return None
-    refuse_pickles(path)
-    tensors = read_tensors(path)
-    check_finite(tensors, path)
+    stored = read_tensors(path)
+    check_finite(stored, path)
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in converted(module, spec, stored, path).items()
+    }
     fit_to(module, tensors, path)
     module.load_state_dict(tensors, strict=True)
     return file_sha256(path)
 
 
-def refuse_pickles(path: Path) -> None:
-    """Errors: WeightsError for a PyTorch pickle."""
-    if first_bytes(path).startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
-        raise WeightsError(
-            f"{path} is a PyTorch pickle, and reading one can run code",
-            "convert it to safetensors in a place you trust: safetensors.torch.save_file("
-            "torch.load(path, weights_only=True), ...)",
-        )
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, floats as float32.
+    """All tensors of a weights file, by name, as they are stored.
 
-    Errors: WeightsError where the file is truncated or is not safetensors.
+    Errors: WeightsError where it is truncated, or neither safetensors nor a checkpoint that can be
+    read without running code.
     """
-    tensors = {}
+    if first_bytes(path).startswith(MAGIC):
+        return read_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                tensor = file.get_tensor(name)
-                tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path} cannot be read as safetensors: {error}",
             f"it has {path.stat().st_size} bytes, and may be truncated: get it again",
         ) from None
-    return tensors
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -81,22 +75,28 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 def fit_to(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Errors: WeightsError naming the tensors in which the file and the model differ."""
     own = module.state_dict()
-    problems = []
-    if missing := [name for name in own if name not in tensors]:
-        problems.append(f"the file lacks {_some(missing)}")
-    if unknown := [name for name in tensors if name not in own]:
-        problems.append(f"the model lacks {_some(unknown)}")
-    if other := [
+    missing = [name for name in own if name not in tensors]
+    unknown = [name for name in tensors if name not in own]
+    other = [
         f"{name} (file {list(tensors[name].shape)}, model {list(tensor.shape)})"
         for name, tensor in own.items()
         if name in tensors and tensors[name].shape != tensor.shape
-    ]:
-        problems.append(f"shapes differ: {_some(other)}")
-    if problems:
-        raise WeightsError(
-            f"{path} does not fit the model: {'; '.join(problems)}",
-            "are model and model_args those that the weights were trained with?",
+    ]
+    problems = [
+        f"{what} {_some(names)}"
+        for what, names in (
+            ("the file lacks", missing),
+            ("the model lacks", unknown),
+            ("shapes differ:", other),
         )
+        if names
+    ]
+    if not problems:
+        return
+    hint = "are model and model_args those that the weights were trained with?"
+    if missing and not unknown and not other and set(missing) <= set(classifier_names(module)):
+        hint = "the file has no classifier: model_args.num_classes = 0 builds the model without one"
+    raise WeightsError(f"{path} does not fit the model: {'; '.join(problems)}", hint)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -1,8 +1,8 @@
 """Builds an open_clip model as an entry describes it, with random weights.
 
-The model's configuration is one that open_clip ships with, by its name, or a folder's:
-`model = "local-dir:<folder>"`, relative to the entry, that holds `open_clip_config.json`. There, a
-tokenizer's `text_cfg.tokenizer_kwargs.bpe_path` is relative to the folder.
+The model's configuration is one that open_clip ships with, by its name, or that of a folder or a
+repository (`saebench.modelfiles`), `open_clip_config.json`. In a folder, a tokenizer's
+`text_cfg.tokenizer_kwargs.bpe_path` is relative to it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 
 import open_clip
 from torch import nn
 
 from saebench.errors import SpecError
+from saebench.modelfiles import LOCAL, config_folder
 from saebench.specs import BackboneSpec
 
-LOCAL = "local-dir:"
 _ARGS = (
     "force_quick_gelu",
     "force_custom_text",
@@ -50,24 +49,19 @@ def build(spec: BackboneSpec) -> nn.Module:
 
 
 def model_name(spec: BackboneSpec) -> str:
-    """The name that open_clip knows the model by: a folder becomes an absolute path.
+    """The name that open_clip knows the model by: a folder or repository becomes a path.
 
-    Errors: SpecError where there is no such model or folder.
+    Errors: SpecError where there is no such model or folder; those of `saebench.hub.fetch`.
     """
     where = spec.path or spec.name
-    if spec.model.startswith(LOCAL):
-        folder = (Path(spec.path).parent / spec.model.removeprefix(LOCAL)).resolve()
-        if not (folder / "open_clip_config.json").is_file():
-            raise SpecError(
-                f"{where}: {folder} has no open_clip_config.json",
-                'model = "local-dir:<folder>" is relative to the entry\'s own folder',
-            )
+    if folder := config_folder(spec):
         return f"{LOCAL}{folder}"
     if spec.model not in open_clip.list_models():
         near = get_close_matches(spec.model, open_clip.list_models(), n=3, cutoff=0.4)
         raise SpecError(
             f"{where}: open_clip has no model '{spec.model}'",
-            f"the nearest: {', '.join(near)}; or a folder of your own: local-dir:<folder>",
+            f"the nearest: {', '.join(near)}; a folder of your own is  local-dir:<folder>, "
+            "a repository  hf-hub:owner/name",
         )
     return spec.model
 
