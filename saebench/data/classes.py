@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class Listed(ClassList):
 
     def __init__(self, names: Sequence[str]) -> None:
         self.levels = {}
-        self._names = tuple(names)
+        self._names = tuple(plain(name) for name in names)
         self._number = {name: number for number, name in enumerate(self._names)}
 
     @property
@@ -119,7 +120,7 @@ class Listed(ClassList):
     def number(self, name: str | int) -> int | None:
         if isinstance(name, int):
             return name if 0 <= name < len(self._names) else None
-        return self._number.get(name)
+        return self._number.get(plain(name))
 
 
 class Found(ClassList):
@@ -128,7 +129,7 @@ class Found(ClassList):
     def __init__(self, names: Sequence[str | int]) -> None:
         self.levels = {}
         given = {name for name in names if isinstance(name, int)}
-        called = {name for name in names if isinstance(name, str)}
+        called = {plain(name) for name in names if isinstance(name, str)}
         if given and called:
             raise DataError(
                 f"some labels are numbers ({min(given)}) and some are names ('{min(called)}')",
@@ -154,7 +155,12 @@ class Found(ClassList):
     def number(self, name: str | int) -> int | None:
         if isinstance(name, int):
             return name if 0 <= name < len(self._names) else None
-        return self._number.get(name)
+        return self._number.get(plain(name))
+
+
+def plain(text: str) -> str:
+    """A text in Unicode's composed form (NFC). File systems differ in how they write an accent."""
+    return text if text.isascii() else normalize("NFC", text)
 
 
 def _key(names: set[str]):

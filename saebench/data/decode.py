@@ -3,8 +3,8 @@
     orientation   applied (EXIF 0x0112)
     gray, 1 bit   the same value in all three channels
     palette       its colours
-    CMYK          R = (255 - C)(255 - K) / 255 and so on, whether a JPEG stores the inks or, as
-                  Adobe's do, 255 minus them
+    CMYK          R = (255 - C)(255 - K) / 255 and so on; a JPEG that Adobe's marker says so of
+                  stores 255 minus the inks, one without it the inks (PIL does not look)
     16 bit        gray: round(v / 257), so that 65535 is 255 (PIL's convert("RGB") would clip at
                   255); colours: v / 256 rounded down, which is all that PIL's reader leaves
     float         0..1, or 0..255 where a value is above 1, rounded
@@ -74,10 +74,14 @@ def _decoded(data: bytes) -> Image:
 
 def to_rgb(image: Image) -> Image:
     """A loaded image of any mode as 8-bit RGB. Errors: BadImage for floats that are no colours."""
+    from PIL import ImageChops
+
     if image.mode == "RGB":
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         return _from_numbers(image)
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)
     return image.convert("RGB")
 
 

@@ -7,7 +7,7 @@ The ids and the WordNet lemmas come from timm's data files, the cleaned names fr
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -21,8 +21,8 @@ _WNID = re.compile(r"n\d{8}(?!\d)")  # Kaggle's table writes boxes after it
 class ImageNet(ClassList):
     """A class is named by its WordNet id, its number, its lemmas, or its cleaned name.
 
-    The numbers are from 0, as text (`"7"`) or as integers. Names that two classes share (`crane`,
-    `missile`) name neither.
+    The numbers are from 0, as text (`"7"`) or as integers. A name that is one class's here and
+    another's there (`crane`, `missile`) names neither.
     """
 
     def __init__(self) -> None:
@@ -72,11 +72,11 @@ def _by_wnid() -> Mapping[str, int]:
 
 @cache
 def _by_name() -> Mapping[str, int]:
-    found: dict[str, int] = {}
+    found: dict[str, set[int]] = defaultdict(set)
     for names in (_cleaned(), lemmas()):
-        once = {name for name, count in Counter(names).items() if count == 1}
-        found.update({name: number for number, name in enumerate(names) if name in once})
-    return found
+        for number, name in enumerate(names):
+            found[name].add(number)
+    return {name: numbers.pop() for name, numbers in found.items() if len(numbers) == 1}
 
 
 def _read(name: str) -> str:
