@@ -115,8 +115,8 @@ class Folder(Form):
         if "" in folders:
             rows = np.flatnonzero(files.folder_of == folders.index(""))
             raise DataError(
-                f"{self.folders[split]}: {len(rows)} images lie in no class folder, the first is "
-                f"'{files[int(rows[0])]}'",
+                f"{self.folders[split]}: {len(rows)} of {len(files)} images lie in no class folder, "
+                f"the first is '{files[int(rows[0])]}'",
                 "put them into a folder named after their class, or list them in a table: "
                 "[folder] labels",
             )
@@ -140,8 +140,8 @@ class Folder(Form):
                 names.append(path.partition("/")[0] if "/" in path else None)
         if None in names:
             raise DataError(
-                f"{self.folders[split]}: {names.count(None)} images are not in {table.path}, the "
-                f"first is '{files[names.index(None)]}'",
+                f"{self.folders[split]}: {names.count(None)} of {len(names)} images are not in "
+                f"{table.path}, the first is '{files[names.index(None)]}'",
                 "add them to the table, or move them out of the folder",
             )
         return labels_of([name for name in names if name])
