@@ -67,6 +67,10 @@ def render(spec: BackboneSpec, source: str, notes: Mapping[str, str] | None = No
     ]
     if spec.head.classes:
         lines.append(_line("classes", spec.head.classes, "first output, and how many"))
+    elif spec.head.kind == "classifier" and "head" not in notes:
+        lines.append(
+            "# classes = { my-dataset = [0, 10] }   the first output that is its, and how many"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,8 @@
 
     timm:vit_base_patch16_224.augreg_in21k        a name with its tag; without: the default tag
     open_clip:ViT-B-16/datacomp_xl_s13b_b90k      a name and its tag
-    hf-hub:owner/name                             a repository in timm's or open_clip's form
+    hf-hub:owner/name                             a repository in timm's or open_clip's form; with
+                                                  @revision, if not the default branch's
 
 The pixels, the hub's name and the licence are those of the library's own pretrained configuration;
 activation function, sites, tokens and head those of the model, which is built with random weights.
@@ -185,10 +186,12 @@ def _timm_found(
 
 def _classes_in(file: Path, classifier: Any, n_classes: int) -> int:
     """How many classes a file's classifier has: those of a fine-tune are its own."""
+    from timm.models import clean_state_dict
+
     from saebench.backbones.checkpoint import read_tensors
 
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    tensors = read_tensors(file)
+    tensors = clean_state_dict(read_tensors(file))
     found = [tensors[f"{name}.weight"].shape[0] for name in names if f"{name}.weight" in tensors]
     return int(found[0]) if found else (0 if names else n_classes)
 
@@ -234,11 +237,12 @@ def _open_clip(name: str, file: Path | None) -> Found:
 _FILES = {"open_clip": "open_clip_config.json", "timm": "config.json"}
 
 
-def _hub(repo: str, loader: str | None, name: str) -> Found:
+def _hub(what: str, loader: str | None, name: str) -> Found:
     from saebench.hub import Wanted, fetch
 
+    repo, _, revision = what.partition("@")
     names = tuple(_FILES.values()) if loader is None else (_FILES[loader],)
-    file = fetch(Wanted(repo=repo, names=names, by=name))
+    file = fetch(Wanted(repo=repo, names=names, by=name, revision=revision))
     config = json.loads(file.read_text(encoding="utf-8"))
     facts = known(repo)
     if file.name == _FILES["open_clip"]:
@@ -261,4 +265,5 @@ def _hub(repo: str, loader: str | None, name: str) -> Found:
             f"{repo}: its config.json is not timm's (there is no 'architecture')",
             "a model of another library needs a loader of your own: docs/add_a_backbone.md",
         )
-    return replace(found, weights=WeightsSpec(hub=repo), licence="")
+    weights = WeightsSpec(hub=repo, revision=revision or None)
+    return replace(found, weights=weights, licence="")
