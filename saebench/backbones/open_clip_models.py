@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from saebench.backbones.steps import SteppedModel
 from saebench.specs import BackboneSpec
 
 # class of the image tower -> (model, tower, image size) -> the steps of the model, or None
-KNOWN: dict[type[nn.Module], Any] = {
+KNOWN: dict[type[nn.Module], Callable[[nn.Module, Any, int], SteppedModel | None]] = {
     VisionTransformer: clip_vit.vision_transformer,
     ModifiedResNet: clip_resnet.modified_resnet,
     TimmModel: clip_timm.timm_model,

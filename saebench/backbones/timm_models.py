@@ -5,6 +5,7 @@ The steps of a family repeat `forward_features` and `forward_head` of its class.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.models.convnext import ConvNeXt
@@ -22,7 +23,7 @@ from saebench.backbones.architectures.parts import runs_as
 from saebench.backbones.steps import SteppedModel
 
 # class -> (model, image size) -> its steps
-KNOWN: dict[type[nn.Module], Any] = {
+KNOWN: dict[type[nn.Module], Callable[[Any, int | None], SteppedModel]] = {
     VisionTransformer: vit.vision_transformer,
     VisionTransformerDistilled: vit.distilled,
     Eva: eva.eva,

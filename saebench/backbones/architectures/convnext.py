@@ -3,7 +3,8 @@
 stem.i … | stages.0.downsample | stages.0.blocks.0 … stages.3.blocks.j | norm_pre | head …
 
 head: global_pool | norm | flatten | pre_logits | drop | fc; with `head_norm_first` the norm is
-norm_pre, and the head is global_pool | drop | fc. Maps within a block are [b h w c].
+norm_pre, and the head is global_pool | drop | fc. Without `conv_mlp`, maps within a block are
+[b h w c] from its norm on.
 """
 
 from __future__ import annotations
