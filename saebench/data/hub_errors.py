@@ -33,11 +33,17 @@ class Asked:
 
     def _explain(self, error: BaseException) -> SaebenchError:
         from datasets.exceptions import FileNotFoundDatasetsError
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            OfflineModeIsEnabled,
+        )
 
         from saebench.hub_errors import problem, unreachable
 
         chain = list(_chain(error))
+        if OfflineModeIsEnabled.__name__ in str(error):  # `datasets` leaves out the cause
+            chain = [OfflineModeIsEnabled(str(error))]
         for link in chain:
             hub = isinstance(link, HfHubHTTPError | EntryNotFoundError) or unreachable(link)
             if self.repo and hub:

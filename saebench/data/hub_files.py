@@ -11,13 +11,13 @@ The files themselves lie in the hub's own cache (`HF_HOME`), where every other p
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from saebench.atomic import unwritable, write_bytes
 from saebench.data.hub_errors import Asked
 from saebench.errors import DataError
 
+_DOWNLOADS = 8  # at a time
 _SHARD = re.compile(r"(.*-)(\d{5})-of-(\d{5})(.*)")
 
 
@@ -163,22 +164,14 @@ class RepositoryFiles(Files):
 
     def get(self, split: str) -> list[str]:
         if (found := self.here(split)) is None:
-            from huggingface_hub import snapshot_download
-
-            with self.asked.explained():
-                snapshot_download(
-                    self.repo,
-                    repo_type="dataset",
-                    revision=self.commit,
-                    allow_patterns=[glob.escape(name) for name in self.index.splits[split]],
-                )
-            found = self.here(split)
-        if found is None:
-            raise DataError(
-                f"{self.asked.by}: {self.asked.place}: not all files of '{split}' arrived",
-                "run the same again: what is there already is not downloaded twice",
-            )
+            with self.asked.explained(), ThreadPoolExecutor(_DOWNLOADS) as pool:
+                found = list(pool.map(self._download, self.index.splits[split]))
         return found
+
+    def _download(self, name: str) -> str:
+        from huggingface_hub import hf_hub_download
+
+        return hf_hub_download(self.repo, name, repo_type="dataset", revision=self.commit)
 
 
 def _below(folder: Path, path: str) -> str | None:
