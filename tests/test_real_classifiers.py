@@ -113,6 +113,7 @@ def test_a_user_checks_trains_and_measures_on_them(root: Path, tmp_path: Path) -
             arch=("topk",),
             k=(16,),
             steps=400,
+            batch_size=16,
         )
     )
     assert trained.measured is not None
@@ -124,6 +125,7 @@ def test_a_user_checks_trains_and_measures_on_them(root: Path, tmp_path: Path) -
         registry=root,
         backbone=("mobilenet", "mobilenet-tuned"),
         out=tmp_path / "results",
+        batch_size=16,
     )
     plain = rows.query("metric == 'fvu' and group == 'all' and variant == ''")
     fvu: pd.Series = plain.set_index(["backbone", "sae"])["value"]
@@ -136,4 +138,5 @@ def test_a_user_checks_trains_and_measures_on_them(root: Path, tmp_path: Path) -
     tasks = set(rows["task"])
     assert {"reconstruction", "sparsity", "dead_neurons"} <= tasks
     assert set(rows["backbone"]) == {"mobilenet", "mobilenet-tuned"}
-    assert set(rows["n_images"]) == {250}
+    assert set(rows.query("variant == ''")["n_images"]) == {250}
+    assert set(rows["n_skipped"]) == {0}
