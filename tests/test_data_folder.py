@@ -161,11 +161,10 @@ def test_split_folders_may_be_called_otherwise(tmp_path: Path):
 
 def test_the_root_of_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path / "pictures", SMALL)
+    entry = write(tmp_path / "registry", {"own.toml": b""}) / "own.toml"
+    monkeypatch.setenv("HOME", str(tmp_path))
     for root in (str(tmp_path / "pictures"), "../pictures", "~/pictures"):
-        monkeypatch.setenv("HOME", str(tmp_path))
-        spec = replace(
-            OWN, path=str(tmp_path / "registry" / "own.toml"), folder=FolderForm(root=root)
-        )
+        spec = replace(OWN, path=str(entry), folder=FolderForm(root=root))
         assert len(open_dataset(spec).manifest("train")) == 3
     assert len(own(tmp_path, SMALL, folder=None).manifest("train")) == 3, "no form is [folder]"
 
@@ -386,7 +385,7 @@ def test_what_is_not_there_is_said(tmp_path: Path):
     with pytest.raises(DataError, match="split 'train' has no images") as error:
         empty.manifest("train")
     assert "1 .npy" in error.value.hint
-    with pytest.raises(DataError, match=r"2 of 2 images lie in no class folder, .* '1\.png'"):
+    with pytest.raises(DataError, match=r"2 of 2 images are in no class folder, .* '1\.png'"):
         own(tmp_path / "d", {"train/1.png": b"", "train/2.png": b"", "test/a/1.png": b""}).manifest(
             "train"
         )
