@@ -262,7 +262,7 @@ def test_a_channels_last_model_resumes_in_its_own_memory_format(name: str, folde
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "name",
-    ["vit-registers", "resnet10t", "clip", "dinov3", "convnext", "mobilenetv2", "clip-resnet"],
+    ["vit-registers", "resnet10t", "clip", "dinov3", "eva02", "convnext", "clip-resnet"],
 )
 def test_half_precision_computes_in_that_dtype(name: str, dtype: torch.dtype, folder: Path) -> None:
     whole = backbone_of(name, folder)
@@ -281,6 +281,35 @@ def test_half_precision_computes_in_that_dtype(name: str, dtype: torch.dtype, fo
     exact = whole.forward(x).embedding_bd
     error = (output.embedding_bd.float() - exact).norm() / exact.norm()
     assert 0 < error < 0.1
+
+
+@pytest.mark.parametrize("name", ["dinov3", "eva02", "eva-learned-rotary"])
+def test_rotary_tables_follow_a_model_to_another_dtype(name: str, folder: Path) -> None:
+    backbone_of(name, folder)
+    model = timm_models.stepped(upstream_of(name, folder), CASES[name].size)
+    assert model is not None
+    x, spec = images_of(name), backbone_of(name, folder).spec
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        backbone = Backbone(spec, model, dtype=dtype)
+        with torch.inference_mode():
+            wanted = model.module(x.to(dtype))
+        capture = backbone.acts(x, ["blocks.0"])["blocks.0"]
+        assert capture.state == {}
+        output = backbone.resume("blocks.0", capture.acts_btd, capture.state)
+        assert output.logits_bc is not None
+        assert torch.equal(output.logits_bc, wanted)
+
+
+def test_a_table_of_rotations_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DINOv3 takes any image size, so timm computes the table in every pass; here it is kept."""
+    backbone = load(CASES["dinov3"], folder / "dinov3")
+    x = images_of("dinov3")
+    capture = backbone.acts(x, ["blocks.0"])["blocks.0"]
+    rope: Any = backbone.model.module.rope
+    monkeypatch.setattr(rope, "get_embed", None)
+    output = backbone.resume("blocks.0", capture.acts_btd, capture.state)
+    monkeypatch.undo()
+    assert torch.equal(output.embedding_bd, backbone.forward(x).embedding_bd)
 
 
 def test_text_embeddings_equal_open_clips_own(folder: Path) -> None:
