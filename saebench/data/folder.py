@@ -115,8 +115,8 @@ class Folder(Form):
         if "" in folders:
             rows = np.flatnonzero(files.folder_of == folders.index(""))
             raise DataError(
-                f"{self.folders[split]}: {len(rows)} of {len(files)} images are in no class folder, "
-                f"the first is '{files[int(rows[0])]}'",
+                f"{self.folders[split]}: {len(rows)} of {len(files)} images are in no class folder,"
+                f" the first is '{files[int(rows[0])]}'",
                 "put them into a folder named after their class, or list them in a table: "
                 "[folder] labels",
             )

@@ -60,7 +60,7 @@ def _members(path: Path, descriptor: int, length: int) -> Iterator[Member]:
         both = os.pread(descriptor, 2 * BLOCK, at)  # the header, and what a small member holds
         header = both[:BLOCK]
         if len(header) < BLOCK:
-            raise _truncated(path, "it has no end mark")
+            raise _damaged(path, at, header) if at == 0 else _truncated(path, "it has no end mark")
         if header == _ZEROS:
             return
         if not _sums_up(header):
@@ -136,5 +136,8 @@ def _damaged(path: Path, at: int, header: bytes) -> DataError:
                 f"{path} is compressed with {kind}, and single images cannot be read out of it",
                 "decompress it; images hardly shrink",
             )
-    what = "is not a tar file" if at == 0 else f"is damaged at byte {at}"
+    if at == 0:
+        what = "is not a tar file" if header else "is empty"
+    else:
+        what = f"is damaged at byte {at}"
     return DataError(f"{path} {what}", "download or write it again")
