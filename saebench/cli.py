@@ -46,6 +46,16 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Fetch:
+    """Download what runs will need, ahead of time, and lock what came."""
+
+    names: Positional[tuple[str, ...]]  # names or globs of backbones, SAEs and datasets
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
+    update: bool = False  # ask anew for what is locked, and lock what comes now
+
+
+@dataclass(frozen=True)
 class Check:
     """Check a new SAE, backbone or task on real activations before you trust its numbers."""
 
@@ -84,6 +94,7 @@ COMMANDS: dict[str, type] = {
     "run": RunConfig,
     "ls": Ls,
     "show": Show,
+    "fetch": Fetch,
     "check": Check,
     "status": Status,
     "new": New,
@@ -146,6 +157,12 @@ def execute(command: object) -> int:
             from saebench.listing import print_show
 
             return print_show(Registry.load(command.registry), command.name, _console())
+        case Fetch():
+            from saebench.data import Access
+            from saebench.fetch import fetch
+
+            registry, access = Registry.load(command.registry), Access.of(command.data_root)
+            return fetch(registry, command.names, _console(), access=access, update=command.update)
         case Status():
             from saebench.status import print_status
 

@@ -103,6 +103,22 @@ def fetch(wanted: Wanted) -> Path:
     return path
 
 
+def files_of(wanted: Wanted) -> list[str]:
+    """The names of all files of the repository, at the commit that it is locked at.
+
+    Errors: as `resolve`.
+    """
+    from huggingface_hub import HfApi
+
+    revision = lock.commit_of(wanted.asked) or wanted.revision
+    try:
+        return HfApi().list_repo_files(
+            wanted.repo, revision=revision or None, repo_type=wanted.kind
+        )
+    except failures() as error:
+        raise _problem(replace(wanted, names=()), error, revision) from error
+
+
 def resolve_revision(repo: str, revision: str | None, *, kind: Kind, by: str) -> str:
     """The commit of a repository's revision (None: the default branch), locked from here on.
 
@@ -218,12 +234,6 @@ def _agree(wanted: Wanted, found: Locked, where: str) -> None:
 
 
 def _problem(wanted: Wanted, error: BaseException, revision: str) -> SaebenchError:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    there: list[str] = []
-    absent = isinstance(error, EntryNotFoundError)
-    if absent and not isinstance(error, LocalEntryNotFoundError):
-        there = _files(wanted, revision)
     return problem(
         error,
         kind=wanted.kind,
@@ -232,19 +242,19 @@ def _problem(wanted: Wanted, error: BaseException, revision: str) -> SaebenchErr
         files=wanted.names,
         by=wanted.by,
         locked=revision != wanted.revision,
-        there=there,
+        there=_weights_there(wanted, error),
     )
 
 
-def _files(wanted: Wanted, revision: str) -> list[str]:
-    """Some files that the repository has, for a message; none where it does not tell."""
-    from huggingface_hub import HfApi
+def _weights_there(wanted: Wanted, error: BaseException) -> list[str]:
+    """Where a file is not in a repository: those that could be meant, if the hub tells."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
+        return []
     try:
-        found = HfApi().list_repo_files(
-            wanted.repo, revision=revision or None, repo_type=wanted.kind
-        )
-    except failures():
+        found = files_of(wanted)
+    except SaebenchError:
         return []
     return [name for name in found if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -60,6 +60,11 @@ def lock_path() -> Path:
     return paths.user_config() / "saebench.lock"
 
 
+def everything() -> dict[Asked, Locked]:
+    """All that is locked. Errors: WeightsError for a lock file that cannot be read."""
+    return dict(_read(lock_path()))
+
+
 def find(asked: Asked) -> Locked | None:
     """What came the first time this was asked for; None if it never was.
 
@@ -93,13 +98,14 @@ def keep(asked: Asked, found: Locked) -> Locked:
         return known[asked]
 
 
-def forget(kind: Kind, repo: str) -> None:
-    """Take out all that is locked of a repository, so that it is asked for anew."""
+def forget(repositories: Collection[tuple[Kind, str]]) -> dict[Asked, Locked]:
+    """Take out all that is locked of some repositories, so that they are asked anew; return it."""
     with _held() as path:
         known = _read(path)
-        left = {k: v for k, v in known.items() if (k.kind, k.repo) != (kind, repo)}
-        if left != known:
-            _write(path, left)
+        out = {k: v for k, v in known.items() if (k.kind, k.repo) in repositories}
+        if out:
+            _write(path, {k: v for k, v in known.items() if k not in out})
+        return out
 
 
 @contextmanager

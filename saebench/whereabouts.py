@@ -23,7 +23,7 @@ def whereabouts(spec: BackboneSpec | SaeSpec) -> Whereabouts | None:
 
     Errors: WeightsError for a file that is not there, SpecError.
     """
-    there = wanted(spec)
+    there, at = wanted(spec), ""
     if there is None:
         path, expected, source = weights_path(spec), spec.weights.sha256, "declared"
         if path is None:
@@ -37,14 +37,15 @@ def whereabouts(spec: BackboneSpec | SaeSpec) -> Whereabouts | None:
             )
         path, expected = hub.cached(there), known.sha256
         source = "declared" if there.pinned else "locked"
-        at = f"{known.file} of {there.repo} at {known.commit}"
+        at = f" {known.file} of {there.repo} at {known.commit}"
         if path is None:
             return Whereabouts(
-                f"not on this machine: {at}, sha256 {expected}, {source}; "
+                f"not on this machine:{at}, sha256 {expected}, {source}; "
                 f"get it by  saebench fetch {spec.name}"
             )
     found = file_sha256(path)
     verdict = f"as {source}" if expected else "not declared in the entry"
     wrong = bool(expected) and found != (expected or "").lower()
     said = f"NOT what is {source} ({expected})" if wrong else verdict
-    return Whereabouts(f"on disk: {path.stat().st_size:,} bytes, sha256 {found}, {said}", wrong)
+    size = f"{path.stat().st_size:,} bytes"
+    return Whereabouts(f"on disk:{at}{',' if at else ''} {size}, sha256 {found}, {said}", wrong)

@@ -1,7 +1,7 @@
 """Reads a backbone's weights: check the file, parse, convert, compare with the model, load.
 
 Weights are data: safetensors, or a PyTorch checkpoint that needs no code. Floats become float32,
-whatever they were; a float16 checkpoint is converted before that, as the library does it.
+whatever they were; timm resamples a float16 checkpoint before that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from saebench.backbones.conversion import classifier_names, converted
+from saebench.backbones.conversion import classifier_names, converted, float32
 from saebench.backbones.pickles import MAGIC, read_pickle
 from saebench.errors import WeightsError
 from saebench.specs import BackboneSpec
@@ -31,10 +31,8 @@ def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
         return None
     stored = read_tensors(path)
     check_finite(stored, path)
-    tensors = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in converted(module, spec, stored, path).items()
-    }
+    fitting = converted(module, spec, stored, path)
+    tensors = {name: float32(tensor) for name, tensor in fitting.items()}
     fit_to(module, tensors, path)
     module.load_state_dict(tensors, strict=True)
     return file_sha256(path)

@@ -54,6 +54,11 @@ def _timm(module: nn.Module, tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name not in surplus}
 
 
+def float32(tensor: Tensor) -> Tensor:
+    """Floats of any width as float32; integers as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def classifier_names(module: nn.Module) -> list[str]:
     """The names that the tensors of a timm model's classifier have, or would have."""
     config: Any = getattr(module, "pretrained_cfg", None) or {}
@@ -75,6 +80,8 @@ def _open_clip(module: nn.Module, tensors: Tensors) -> Tensors:
     )
 
     model: Any = module
+    # Half precision it cannot resample on a CPU.
+    tensors = {name: float32(tensor) for name, tensor in tensors.items()}
     tensors = dict(convert_state_dict(model, tensors))
     if "positional_embedding" in tensors and not hasattr(model, "positional_embedding"):
         tensors = dict(convert_to_custom_text_state_dict(tensors))

@@ -39,6 +39,13 @@ def build(spec: BackboneSpec) -> nn.Module:
             f"these are: {', '.join(_ARGS)}; weights go under [weights]",
         )
     name = model_name(spec)
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    if "hf_model_name" in text:
+        raise SpecError(
+            f"{where}: the text tower of '{spec.model}' is the transformers library's "
+            f"'{text['hf_model_name']}', which is not read here",
+            "take a model whose text tower is open_clip's own, or write a loader of your own",
+        )
     try:
         with _quiet():
             return open_clip.create_model(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from torch import Tensor, nn
 
-from saebench.backbones.open_clip_build import LOCAL, model_name
+from saebench.backbones.tokenizers import make_tokenizer
 from saebench.errors import SpecError, UsageError
 from saebench.specs import BackboneSpec
 
@@ -35,8 +32,7 @@ class ClipText:
     def tokenizer(self) -> Any:
         """open_clip's tokenizer of the model: texts -> int64 [n context]. Made when first used."""
         if self._tokenizer is None:
-            name = model_name(self._spec)
-            tokenizer = open_clip.get_tokenizer(name, **_tokenizer_args(name))
+            tokenizer = make_tokenizer(self._spec)
             self._check_vocabulary(tokenizer)
             self._tokenizer = tokenizer
         return self._tokenizer
@@ -52,6 +48,15 @@ class ClipText:
                 "set text_cfg.tokenizer_kwargs.bpe_path to the vocabulary it was trained with",
             )
 
+    def _check_tokens(self, tokens: Tensor) -> None:
+        embedded = getattr(self._model, "vocab_size", None)
+        if embedded is not None and int(tokens.max()) >= embedded:
+            raise SpecError(
+                f"{self._spec.path or self._spec.name}: the tokenizer of '{self._spec.model}' "
+                f"gives the token {int(tokens.max())}, and the text tower embeds {embedded}",
+                "text_cfg.hf_tokenizer_name is not the tokenizer that it was trained with",
+            )
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm float32 [n d], in the order of the texts. Errors: UsageError without texts."""
         if not texts:
@@ -59,17 +64,8 @@ class ClipText:
         device = next(self._model.parameters()).device
         parts = []
         for start in range(0, len(texts), 256):
-            tokens = self.tokenizer(list(texts[start : start + 256])).to(device)
+            tokens = self.tokenizer(list(texts[start : start + 256]))
+            self._check_tokens(tokens)
+            tokens = tokens.to(device)
             parts.append(self._model.encode_text(tokens).float())
         return nn.functional.normalize(torch.cat(parts), dim=-1)
-
-
-def _tokenizer_args(name: str) -> dict[str, Any]:
-    """A folder's vocabulary, found beside its configuration; open_clip would look in the cwd."""
-    if not name.startswith(LOCAL):
-        return {}
-    folder = Path(name.removeprefix(LOCAL))
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    text = config.get("model_cfg", {}).get("text_cfg", {})
-    bpe = text.get("tokenizer_kwargs", {}).get("bpe_path")
-    return {} if bpe is None else {"bpe_path": str(folder / bpe)}
