@@ -69,7 +69,9 @@ def hooked(module: nn.Module, spec: BackboneSpec, images_b3hw: Tensor) -> Mappin
 
 def as_tokens(x: Tensor, layout: str) -> Tensor:
     """[b t d] of what a module returns."""
-    return {"tokens": x, "map": x.flatten(2).mT, "pooled": x[:, None]}[layout]
+    if layout == "map":
+        return x.flatten(2).mT
+    return x[:, None] if layout == "pooled" else x
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def _timm_found(
     default = timm.get_pretrained_cfg(model)
     pixels = replace(timm_pixels(config, label), **facts.pixels)
     args: dict[str, Any] = {}
-    n_classes = config["num_classes"]
+    n_classes = config.get("num_classes", 0)
     if file is not None:
         n_classes = _classes_in(file, config.get("classifier"), n_classes)
     if default is None or n_classes != default.num_classes:
@@ -255,8 +255,10 @@ def _hub(what: str, loader: str | None, name: str) -> Found:
     elif "architecture" in config:
         pretrained = {**config, **config.get("pretrained_cfg", {})}
         label = f"{config['architecture']}.{pretrained.get('tag') or ''}"
+        # What the repository says of its pixels holds: they may be a fine-tune's.
+        facts = replace(known(label), pixels={})
         found = replace(
-            _timm_found(config["architecture"], pretrained, known(label), label, None),
+            _timm_found(config["architecture"], pretrained, facts, label, None),
             model=f"hf-hub:{repo}",
             model_args={},
         )
