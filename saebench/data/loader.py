@@ -199,11 +199,12 @@ def _watched(loader: Any) -> Iterator[_Piece | SaebenchError]:
             piece = next(items)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # What a dead worker had decoded ahead cannot be fetched from it any more.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise SaebenchError(
-                f"a process that decodes images was killed ({error})",
+                f"a process that decodes images was killed ({error or 'it is gone'})",
                 "memory ran out, or shared memory (/dev/shm; docker's --shm-size): use fewer, with "
                 " --workers 2  or  --workers 0",
             ) from None

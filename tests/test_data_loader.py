@@ -1,0 +1,238 @@
+"""The loader: fixed cuts, workers that decode ahead, bad images, workers that die, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from saebench.data import Access, Dataset, Manifest, loader, open_dataset
+from saebench.data.loader import batches, choose_workers
+from saebench.errors import DataError, ImageError, SaebenchError
+from saebench.specs import DatasetSpec, FolderForm, TarForm
+from tests.image_collections import picture, write, write_tar
+
+SPEC = DatasetSpec(name="toy", source="toy")
+N = 100
+
+
+class Numbers(Dataset):
+    """Image i is i, in every pixel. Those in `bad` do not decode; `deadly` kills its worker."""
+
+    splits = ("test",)
+    class_names = ("only",)
+    label_names = {}  # noqa: RUF012
+    decodes = True
+    bad: tuple[int, ...] = ()
+    deadly: int = -1
+
+    def _build_manifest(self, split: str) -> Manifest:
+        return Manifest("toy", split, tuple(f"{i:03d}" for i in range(N)), np.zeros(N, np.int64))
+
+    def _decode(self, split: str, index: int) -> Image.Image:
+        if index in self.bad:
+            raise ValueError("it is no image")
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Image.new("RGB", (4, 4), (index,) * 3)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def numbers(dataset: Dataset, positions: np.ndarray, size: int, workers: int, **options):
+    """[(rows, the numbers in the images' first pixels)] of every batch."""
+    found = batches(dataset, "test", positions, tensor, size, workers, **options)
+    return [(rows.tolist(), images[:, 0, 0, 0].int().tolist()) for rows, images in found]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_cut_at_fixed_places(workers: int):
+    positions = np.random.default_rng(0).permutation(N)
+    found = numbers(Numbers(SPEC), positions, 40, workers, edges=[0, 50, 90, 100, 500])
+    expected = [positions[a:b].tolist() for a, b in ((0, 40), (40, 50), (50, 90), (90, 100))]
+    assert found == [(rows, rows) for rows in expected]
+    assert numbers(Numbers(SPEC), positions[:0], 40, workers) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_left_out_and_told_in_order(workers: int):
+    dataset = Numbers(SPEC)
+    dataset.bad = (3, *range(20, 40), 77)
+    told: list[tuple[int, str]] = []
+    found = numbers(
+        dataset,
+        np.arange(N),
+        20,
+        workers,
+        bad_images="skip",
+        on_bad=lambda row, why: told.append((row, why)),
+    )
+    assert [row for row, _ in told] == list(dataset.bad)
+    assert told[0][1] == "image '003' of dataset 'toy' cannot be decoded: it is no image"
+    good = [[i for i in range(a, a + 20) if i not in dataset.bad] for a in range(0, N, 20)]
+    assert found == [(rows, rows) for rows in good if rows], "the second batch is left out"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_image_is_fatal_at_its_batch(workers: int):
+    dataset = Numbers(SPEC)
+    dataset.bad = (45,)
+    stream = batches(dataset, "test", np.arange(N), tensor, 20, workers)
+    assert len(next(stream)[0]) == len(next(stream)[0]) == 20
+    with pytest.raises(ImageError, match="'045' of dataset 'toy' cannot be decoded") as error:
+        next(stream)
+    assert "--bad-images skip" in error.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_not_one_images_fault_is_never_skipped(workers: int):
+    class Away(Numbers):
+        def _decode(self, split: str, index: int) -> Image.Image:
+            raise OSError(116, "Stale file handle")
+
+    with pytest.raises(DataError, match=r"cannot be read: .*Stale file handle"):
+        numbers(Away(SPEC), np.arange(N), 20, workers, bad_images="skip")
+
+    def transform(image: Image.Image) -> torch.Tensor:
+        raise ValueError("a pipeline that does not fit")
+
+    stream = batches(Numbers(SPEC), "test", np.arange(9), transform, 4, workers, bad_images="skip")
+    with pytest.raises(DataError, match=r"'000' .*4 x 4 pixels, fails .*does not fit") as error:
+        next(stream)
+    assert not isinstance(error.value, ImageError)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_make_no_batch(workers: int):
+    def transform(image: Image.Image) -> torch.Tensor:
+        first = int(np.asarray(image)[0, 0, 0])
+        return torch.zeros(3, 4, 4 + first // 50)
+
+    with pytest.raises(DataError, match=r"\[3, 4, 4\] for some images and \[3, 4, 5\]"):
+        list(batches(Numbers(SPEC), "test", np.arange(40, 60), transform, 20, workers))
+
+
+def test_a_killed_worker_is_said_and_nothing_hangs():
+    dataset = Numbers(SPEC)
+    dataset.deadly = 30
+    before = signal.getsignal(signal.SIGCHLD)
+    started = time.monotonic()
+    with pytest.raises(SaebenchError, match="a process that decodes images was killed") as error:
+        numbers(dataset, np.arange(N), 20, workers=1)
+    assert time.monotonic() - started < 30
+    assert "--workers" in error.value.hint
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_a_workers_death_comes_up_in_the_loader_alone():
+    """Not wherever the main process happens to be, as torch's own handler has it."""
+    dataset = Numbers(SPEC)
+    dataset.deadly = 99
+    stream = batches(dataset, "test", np.arange(N), tensor, 20, 1)
+    next(stream)
+    deadline = time.monotonic() + 1.5  # the worker is dead long before: 99 is decoded ahead
+    while time.monotonic() < deadline:
+        sum(range(1000))
+    with pytest.raises(SaebenchError, match="was killed"):
+        list(stream)
+
+
+SCRIPT = """
+    import os, sys, time
+    import numpy as np
+    from tests.test_data_loader import SPEC, Numbers, batches, tensor
+
+    class Slow(Numbers):
+        def _decode(self, split, index):
+            time.sleep(0.02)
+            return super()._decode(split, index)
+
+    stream = batches(Slow(SPEC), "test", np.arange(100), tensor, 4, 2)
+    next(stream)
+    children = open(f"/proc/self/task/{os.getpid()}/children").read()
+    print(children, flush=True)
+    try:
+        for _ in stream:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("whole_group", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_ctrl_c_leaves_no_workers(whole_group: bool):
+    """A terminal sends it to the whole process group; `kill` sends it to the main process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    if whole_group:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "stopped\n")
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_workers_are_chosen(monkeypatch: pytest.MonkeyPatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(loader, "_shared_memory", lambda: 64 << 30)
+    cheap = open_dataset(DatasetSpec(name="digits", source="digits"))
+    for cpus, on_cpu, on_gpu in ((1, 1, 1), (2, 1, 2), (8, 2, 8), (64, 16, 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cpus: set(range(n)))
+        assert choose_workers(Numbers(SPEC), cpu) == on_cpu
+        assert choose_workers(Numbers(SPEC), cuda) == on_gpu
+        assert choose_workers(cheap, cuda) == 0
+    for free, workers in ((64 << 20, 0), (1 << 30, 8)):  # docker gives 64 MB
+        monkeypatch.setattr(loader, "_shared_memory", lambda free=free: free)
+        assert choose_workers(Numbers(SPEC), cuda) == workers
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_forms_give_the_same_batches(tmp_path: Path, workers: int):
+    """Of a folder and of a tar of it, a bad image among them, bit for bit."""
+    files = {f"{c}/{i}.png": picture(i) for c in ("a", "b") for i in range(20)}
+    files["b/7.png"] = b"no image"
+    for split in ("train", "test"):
+        write(tmp_path / "f" / "own" / split, files)
+        write_tar(tmp_path / "t" / "own" / f"{split}.tar", files)
+    base = DatasetSpec(name="own", source="images")
+    found = []
+    for root, forms in (
+        ("f", {"folder": FolderForm()}),
+        ("t", {"tar": TarForm(label="folder")}),
+    ):
+        dataset = open_dataset(replace(base, **forms), Access(root=tmp_path / root))
+        order = dataset.manifest("test").order(33)
+        bad: list[int] = []
+        stream = batches(
+            dataset, "test", order, tensor, 16, workers, bad_images="skip",
+            on_bad=lambda row, why, bad=bad: bad.append(row),
+        )  # fmt: skip
+        rows, images = zip(*stream, strict=True)
+        ids = [dataset.manifest("test").ids[row] for row in np.concatenate(rows)]
+        found.append((ids, torch.cat(images), [dataset.manifest("test").ids[row] for row in bad]))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][2] == found[1][2]
