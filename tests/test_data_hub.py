@@ -24,7 +24,7 @@ from saebench import lock
 from saebench.data import Access, Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError
-from saebench.specs import DatasetSpec, HubForm
+from saebench.specs import DatasetSpec, FolderForm, HubForm, TarForm
 from tests import dataset_layouts as layouts
 from tests.hub_stand_in import HubStandIn
 
@@ -493,7 +493,7 @@ def test_what_is_locked_stays(hub: HubStandIn) -> None:
     assert len(open_dataset(spec_of()).manifest("train")) == 5
     other = open_dataset(spec_of(revision=second))
     assert len(other.manifest("train")) == 9
-    lock.forget("dataset", REPO)
+    lock.forget({("dataset", REPO)})
     fresh = open_dataset(spec_of())
     assert fresh.resolved_revision == second
     assert len(fresh.manifest("train")) == 9
@@ -597,6 +597,32 @@ def test_a_gated_dataset(
     assert f"{hub.endpoint}/datasets/{REPO}" in error.value.hint
     monkeypatch.setenv("HF_TOKEN", "licensed")
     assert len(open_dataset(spec_of()).manifest("test")) == 3
+
+
+def test_a_disk_without_room_is_told_before_anything_comes(
+    hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pets()
+    hub.commit(REPO, files, kind="dataset")
+    data = open_dataset(spec_of())
+    needed = 2 * len(files[TEST])
+    room = shutil.disk_usage("/")._replace(free=needed - 1)
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "disk_usage", lambda path: room)
+        with pytest.raises(DataError, match=r"split 'test' of .* needs .* GB of disk") as error:
+            data.form.rows("test")  # type: ignore[attr-defined]
+        assert 'streaming = ["test"]' in error.value.hint
+        assert downloads(hub) == []
+        room = room._replace(free=needed)
+        assert len(data.form.rows("test")) == 3  # type: ignore[attr-defined]
+
+
+def test_other_places_are_named_where_the_hub_fails(hub: HubStandIn, tmp_path: Path) -> None:
+    spec = replace(spec_of(), folder=FolderForm(), tar=TarForm())
+    with pytest.raises(DataError, match="no such dataset") as error:
+        open_dataset(spec, Access(tmp_path))
+    for form in ("folder", "tar", "hub"):
+        assert f"[{form}] {tmp_path / 'pets'}: " in error.value.what
 
 
 def test_what_is_not_there(hub: HubStandIn) -> None:

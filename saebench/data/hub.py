@@ -56,7 +56,14 @@ def _files(spec: DatasetSpec, form: HubForm, access: Access, places: Places) -> 
         if next(folder.rglob("*.parquet"), None) is not None:
             return FolderFiles(spec.name, folder, form.config)
         places.add("hub", folder, "no Parquet files in it")
-    return _repository(spec, form, access, places)
+    try:
+        return _repository(spec, form, access, places)
+    except DataError as error:
+        if not places.lines:
+            raise
+        raise DataError(
+            f"{error.what}\nIt was looked for before in\n{places}", error.hint
+        ) from error
 
 
 def _repository(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -150,23 +151,45 @@ class RepositoryFiles(Files):
         return _below(Path(HF_HUB_CACHE, folder, "snapshots", self.commit), path)
 
     def here(self, split: str) -> list[str] | None:
+        found = [self._cached(name) for name in self.index.splits[split]]
+        return None if None in found else found  # pyright: ignore[reportReturnType]
+
+    def _cached(self, name: str) -> str | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found: list[str] = []
-        for name in self.index.splits[split]:
-            path = try_to_load_from_cache(
-                self.repo, name, revision=self.commit, repo_type="dataset"
-            )
-            if not isinstance(path, str):
-                return None
-            found.append(path)
-        return found
+        path = try_to_load_from_cache(self.repo, name, revision=self.commit, repo_type="dataset")
+        return path if isinstance(path, str) else None
 
     def get(self, split: str) -> list[str]:
         if (found := self.here(split)) is None:
+            self._fits(split)
             with self.asked.explained(), ThreadPoolExecutor(_DOWNLOADS) as pool:
                 found = list(pool.map(self._download, self.index.splits[split]))
         return found
+
+    def _fits(self, split: str) -> None:
+        """Errors: DataError where the disk has no room for the files and for their rows."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        names = list(self.index.splits[split])
+        with self.asked.explained():
+            about = HfApi().get_paths_info(
+                self.repo, names, repo_type="dataset", revision=self.commit
+            )
+        size = {entry.path: getattr(entry, "size", 0) for entry in about}
+        missing = sum(bytes for name, bytes in size.items() if self._cached(name) is None)
+        needed = missing + sum(size.values())
+        place = Path(HF_HUB_CACHE)
+        while not place.is_dir():
+            place = place.parent
+        if needed > (free := shutil.disk_usage(place).free):
+            raise DataError(
+                f"{self.asked.by}: split '{split}' of {self.asked.place} needs {needed / 1e9:.1f} "
+                f"GB of disk, its files and then its rows; in {place} are {free / 1e9:.1f} GB left",
+                "let HF_HOME name a folder on another disk; or take the first images only, with "
+                f'streaming = ["{split}"]  in [hub]',
+            )
 
     def _download(self, name: str) -> str:
         from huggingface_hub import hf_hub_download
