@@ -202,8 +202,6 @@ def test_open_clips_resnet_is_relu_beside_a_quick_gelu_text_tower(tmp_path: Path
     [
         slow("ViT-B-16-SigLIP", 224, 14, 768, 12),
         slow("ViT-B-16-SigLIP2", 224, 14, 768, 12),
-        slow("ViT-SO400M-14-SigLIP", 224, 16, 1152, 27),
-        slow("ViT-SO400M-14-SigLIP-384", 384, 27, 1152, 27),
     ],
 )
 def test_siglip(name: str, size: int, side: int, width: int, blocks: int, tmp_path: Path) -> None:
