@@ -330,6 +330,22 @@ def test_gelu_weights_in_a_quick_gelu_model(folder: Path) -> None:
     assert "built with quick_gelu" in said(folder, "clip-quick-gelu", activation="gelu")
 
 
+@pytest.mark.parametrize(
+    ("name", "activation", "built", "hint"),
+    [
+        ("clip-resnet", "quick_gelu", "relu", 'activation = "relu"; a text tower'),
+        ("mobilenetv2", "relu", "relu6", 'activation = "relu6"'),
+        ("mobilenetv3", "relu", "hard_swish, relu", "leave activation out"),
+        ("eva02", "gelu", "silu", 'activation = "silu"'),
+        ("clip-trunk-convnext", "gelu", "gelu_tanh", "trained with"),
+    ],
+)
+def test_other_activations(name: str, activation: str, built: str, hint: str, folder: Path) -> None:
+    message = said(folder, name, activation=activation)
+    assert f"is built with {built}\n" in message
+    assert hint in message
+
+
 def test_quick_gelu_can_be_forced(folder: Path) -> None:
     forced = {"force_quick_gelu": True}
     spec = entry(folder, "clip", model_args=forced, activation="quick_gelu")

@@ -25,6 +25,8 @@ _NAMES = {
     "SwishMe": "silu",
 }
 
+_GELUS = {"gelu", "gelu_tanh", "quick_gelu"}
+
 # MobileNetV3 computes with ReLU in its early blocks, and in what weights its channels.
 _BESIDE = {"hard_swish": {"relu"}}
 
@@ -49,7 +51,11 @@ def check_activation(spec: BackboneSpec, tower: nn.Module) -> None:
     if spec.activation in found and found <= {spec.activation, *_BESIDE.get(spec.activation, ())}:
         return
     hint = "build the model with the activation its weights were trained with"
-    if spec.loader == "open_clip" and spec.activation == "quick_gelu":
+    if spec.activation in found or not found:
+        hint = "leave activation out: it is checked where a model has one that is known"
+    elif not found & _GELUS:  # the architecture's own, which no weights change
+        hint = f'write activation = "{sorted(found)[0]}"; a text tower\'s is not asked for'
+    elif spec.loader == "open_clip" and spec.activation == "quick_gelu":
         hint = "take the '-quickgelu' name of the model, or model_args.force_quick_gelu = true"
     elif spec.loader == "timm":
         hint = f'model_args.act_layer = "{spec.activation}", or a model name that says so'
