@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from saebench import lock
 from saebench.data import Access, Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError
+from saebench.paths import CONTENT
 from saebench.specs import DatasetSpec, FolderForm, HubForm, TarForm
+from saebench.strict import read_spec
 from tests import dataset_layouts as layouts
 from tests.hub_stand_in import HubStandIn
 
@@ -435,6 +438,34 @@ def test_a_stream_without_its_columns_says_what_there_is(tmp_path: Path) -> None
         open_dataset(spec, Access(None, {"train": 1, "test": 1})).manifest("test")
     assert "image, label" in error.value.hint
     assert kept(tmp_path) == []
+
+
+# The page
+
+
+def entries_of_the_page(tmp_path: Path) -> list[DatasetSpec]:
+    text = (CONTENT / "docs/datasets.md").read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    specs = []
+    for place, block in enumerate(block for block in blocks if "[hub]" in block):
+        path = tmp_path / f"{place}.toml"
+        path.write_text(block)
+        specs.append(read_spec(DatasetSpec, path, ("pets", "imagenet-some")[place]))
+    return specs
+
+
+def test_the_entries_of_the_page_do_what_it_says(hub: HubStandIn, tmp_path: Path) -> None:
+    plain, streamed = entries_of_the_page(tmp_path)
+    rows = {"image": pictures(3), "breed": ["pug", "basset", "pug"]}
+    hub.commit("someone/pets", shards(rows, {"image": layouts.IMAGE}), kind="dataset")
+    assert open_dataset(plain).manifest("test").labels.tolist() == [1, 0, 1]
+    truth = layouts.imagenet()
+    hub.commit("ILSVRC/imagenet-1k", layouts.imagenet_files(truth), kind="dataset")
+    data = open_dataset(streamed, Access(None, {"train": 5}))
+    assert len(data.manifest("train")) == 5
+    assert set(data.manifest("train").ids) < {picture.stem for picture in truth["train"]}
+    assert set(data.manifest("val").ids) == {picture.stem for picture in truth["val"]}
+    assert data.manifest("val").stratified
 
 
 # The hub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from saebench.errors import DataError
 from saebench.paths import CONTENT
 from saebench.registry import Registry
 from saebench.specs import DatasetSpec
+from saebench.strict import read_spec
 from tests import dataset_layouts as layouts
 
 ROOT = Path(__file__).parent.parent
@@ -286,6 +288,24 @@ def test_emnist_is_what_torchvision_reads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image, np.repeat(upright[row][..., None], 3, axis=-1))
     assert list(data.class_names) == EMNIST.classes_split_dict["balanced"]
     assert rows.ids[5] == "test/000005"
+
+
+def test_other_idx_files_are_read_as_the_page_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs/datasets.md").read_text()
+    (block,) = (b for b in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if '"idx"' in b)
+    (tmp_path / "fashion.toml").write_text(block)
+    images = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype(np.uint8)
+    for stem in ("train", "t10k"):
+        files = {
+            f"{stem}-images-idx3-ubyte": idx(images),
+            f"{stem}-labels-idx1-ubyte.gz": gzip.compress(idx(np.array([9, 0], np.uint8))),
+        }
+        layouts.write(files, tmp_path / "fashion")
+    spec = read_spec(DatasetSpec, tmp_path / "fashion.toml", "fashion")
+    data = open_dataset(spec, Access(tmp_path))
+    named = [data.class_names[label] for label in data.manifest("test").labels]
+    assert named == ["boot", "top"]
+    np.testing.assert_array_equal(np.asarray(data.image("train", 1))[..., 0], images[1])
 
 
 @pytest.mark.parametrize(
