@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.data import Access, open_dataset
 from saebench.errors import DataError, UsageError
-from saebench.plan import STATISTICS_IMAGES, Plan, Source, Unit, make_plan
+from saebench.plan import Plan, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.specs import DatasetSpec, RunConfig
 from saebench.strict import validated
 from saebench.taskfiles import source_sha256
+from saebench.units import STATISTICS_IMAGES, Source, Unit
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,11 +29,11 @@ from saebench.fit import (
     overall_mean,
     principal_components,
 )
-from saebench.plan import coder_identity
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
 from saebench.specs import SiteSpec
 from saebench.store import Artifact
+from saebench.units import coder_identity
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The evaluation split as a run sees it: its images in their order, batch by batch.
 
-Images are cut at fixed boundaries into segments of 2,048 (`plan.SEGMENT`), and segments into
+Images are cut at fixed boundaries into segments of 2,048 (`units.SEGMENT`), and segments into
 batches. Where images that do not decode are left out, their places stay empty: all that comes after
 keeps its place, whichever segment was measured first.
 """
@@ -17,8 +17,8 @@ from saebench.backbones import Backbone
 from saebench.bad_images import BadImages
 from saebench.batch import Images
 from saebench.data import Dataset
-from saebench.data.loader import batches
-from saebench.plan import SEGMENT, Source
+from saebench.data.loader import Batch, parts
+from saebench.units import SEGMENT, Source
 
 
 class Evaluation:
@@ -44,6 +44,8 @@ class Evaluation:
         self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
         self._place = np.full(len(manifest), -1)  # row of the manifest -> place in the order
         self._place[self.order] = np.arange(len(self.order))
+        self._ahead: Iterator[Iterator[Batch]] = iter(())
+        self._next: tuple[int, int] | None = None  # segment and batch size that `_ahead` gives next
 
     def places(self, segment: int) -> range:
         """The places of a segment's images in the evaluation order."""
@@ -54,19 +56,7 @@ class Evaluation:
 
         Errors: DataError for an image that does not decode, unless such are left out.
         """
-        split = self.source.spec.test
-        places = self.places(segment)
-        stream = batches(
-            self.dataset,
-            split,
-            self.order[places.start : places.stop],
-            self.backbone.transform,
-            batch_size,
-            self.workers,
-            bad_images=self.bad_images,
-            on_bad=lambda row, why: self.bad.add(split, row, why),
-        )
-        for rows, images_b3hw in stream:
+        for rows, images_b3hw in self._decoded(segment, batch_size):
             for part in consecutive(self._place[rows]):
                 first = int(self._place[rows[part.start]])
                 stop = first + part.stop - part.start
@@ -80,6 +70,25 @@ class Evaluation:
                     first,
                     self.backbone.acts(on_device, sites),
                 )
+
+    def _decoded(self, segment: int, batch_size: int) -> Iterator[Batch]:
+        """A segment's batches. Workers go on to the next one, which is mostly asked for then."""
+        if self._next != (segment, batch_size):
+            split = self.source.spec.test
+            left = [self.places(later) for later in range(segment, self.source.n_segments)]
+            self._ahead = parts(
+                self.dataset,
+                split,
+                [self.order[places.start : places.stop] for places in left],
+                self.backbone.transform,
+                batch_size,
+                self.workers,
+                bad_images=self.bad_images,
+                on_bad=lambda row, why: self.bad.add(split, row, why),
+            )
+        self._next = None  # a segment that is broken off is begun anew
+        yield from next(self._ahead)
+        self._next = (segment + 1, batch_size)
 
 
 def consecutive(places: np.ndarray) -> Iterator[slice]:

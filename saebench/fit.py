@@ -24,10 +24,10 @@ from saebench.backbones import Backbone
 from saebench.batch import Tiles, check_finite, is_out_of_memory, rebased
 from saebench.data import Dataset
 from saebench.data.loader import batches
-from saebench.plan import PROTOCOL, Source
 from saebench.saes import Coder
 from saebench.specs import semantic_fields
 from saebench.store import Artifact, Store
+from saebench.units import PROTOCOL, Source
 
 CALIBRATION_IMAGES = 256  # train images that an L0 and a control's scale are measured on
 CHUNK = 16_384  # rows whose float64 copy is held at once

@@ -17,10 +17,10 @@ from saebench.coders import CoderRef, chain_of, token_kinds
 from saebench.errors import Mismatch
 from saebench.fit import Fitter
 from saebench.formats import read_entry
-from saebench.plan import root_site
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
 from saebench.specs import SaeSpec
+from saebench.units import root_site
 
 
 @dataclass

@@ -1,10 +1,5 @@
 """From a RunConfig to what has to be computed: units, grouped by pass and packed into waves.
 
-A unit is one (backbone, SAE or control, task, dataset) with everything that can change its
-numbers, and that is its identity: canonical JSON, hashed. Its rows are one file under that hash;
-the absence of the file is the only "not done". Not in it: batch size, device, package versions,
-paths, descriptions. Those are columns.
-
 A group is one backbone over one dataset. The SAEs of a group go in waves that fit in memory; each
 wave is one pass over the images.
 """
@@ -13,68 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
-from saebench.data.access import Access
-from saebench.data.dataset import Dataset
 from saebench.errors import DataError, UsageError, WeightsError
-from saebench.identity import content_hash
 from saebench.modelfiles import model_files
 from saebench.registry import Registry, is_glob
 from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
-from saebench.task import REPLICATES, Task
+from saebench.task import Task
 from saebench.taskfiles import load_task
-from saebench.weights import weights_sha256
-
-SEGMENT = 2048  # images; a protocol constant that shards and batches do not move
-STATISTICS_IMAGES = 2048  # train images that means, covariances and control scales are fitted on
-
-PROTOCOL = {"order": 1, "segments": SEGMENT, "bootstrap": 1, "replicates": REPLICATES, "fit": 1}
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A dataset as a run sees it: what of the evaluation split, what of the train split."""
-
-    spec: DatasetSpec
-    test_sha256: str
-    train_sha256: str
-    n_images: int
-    n_train: int  # images that statistics are fitted on
-    access: Access = field(default_factory=Access)
-    dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
-    resolved_revision: str = ""  # of a hub dataset: the commit
-    stratified: bool = True  # False: the images of a stream, in its own order
-
-    @property
-    def n_segments(self) -> int:
-        return -(-self.n_images // SEGMENT)
-
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """One (backbone, coder, task, dataset): the smallest thing that is done or not done."""
-
-    backbone: BackboneSpec
-    coder: CoderRef
-    task: type[Task]
-    source: Source
-    identity: dict[str, Any]
-    conventions: bool = False  # only the rows of the peers' formulas
-
-    @cached_property
-    def id(self) -> str:
-        return content_hash(self.identity)[:32]
-
-    @property
-    def label(self) -> str:
-        return (
-            f"{self.backbone.name} · {self.coder.name} · {self.task.name} · {self.source.spec.name}"
-        )
+from saebench.units import (
+    PROTOCOL,
+    Source,
+    Unit,
+    backbone_identity,
+    coder_identity,
+    root_site,
+)
+from saebench.weights import weights_bytes, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -108,39 +59,6 @@ class Plan:
     @property
     def todo(self) -> tuple[Unit, ...]:
         return tuple(u for g in self.groups for w in g.waves for u in w.units)
-
-
-def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
-    """Everything about a backbone and one of its sites that can change a number."""
-    return {
-        "name": spec.name,
-        **semantic_fields(spec),
-        "weights": weights_sha256(spec),
-        "model_files": model_files(spec),
-        "site": semantic_fields(spec.sites[site]),
-    }
-
-
-def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
-    """Everything about an SAE or control that can change a number, its parents included."""
-    fields: dict[str, Any] = {"name": ref.name, "site": ref.site, "tokens": ref.tokens}
-    if ref.control:
-        fields |= {"control": ref.control, "k": ref.k}
-    if ref.sae:
-        fields["saes"] = [
-            {
-                "name": link.name,
-                **semantic_fields(link),
-                "weights": weights_sha256(link),
-            }
-            for link in chain_of(registry, ref.sae)
-        ]
-    return fields
-
-
-def root_site(registry: Registry, ref: CoderRef) -> str:
-    """The site of the backbone itself that an SAE, or the chain it sits on, reads."""
-    return chain_of(registry, ref.sae)[-1].site if ref.sae else ref.site
 
 
 def make_plan(
@@ -193,7 +111,7 @@ def make_plan(
         done += [unit for unit in units if is_done(unit.id)]
         left = [unit for unit in units if not is_done(unit.id)]
         if left:
-            waves = tuple(_pack(left, memory_bytes(config.memory)))
+            waves = tuple(_pack(registry, left, memory_bytes(config.memory)))
             groups.append(Group(backbone, sources[name], waves))
     return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
 
@@ -279,7 +197,7 @@ def _units(
             yield Unit(backbone, coder, task, source, identity, conventions)
 
 
-def _pack(units: Sequence[Unit], memory: int) -> Iterator[Wave]:
+def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:
     """First fit in order: a coder joins the wave while their sum stays within `memory`.
 
     A derived control stands behind the SAE it is made from, so that they mostly share a wave.
@@ -294,7 +212,7 @@ def _pack(units: Sequence[Unit], memory: int) -> Iterator[Wave]:
         return Wave(tuple(wave), tuple(u for c in wave for u in by_coder[c]), held)
 
     for coder in by_coder:
-        size = _bytes(coder, by_coder[coder][0].backbone)
+        size = _bytes(registry, coder, by_coder[coder][0].backbone)
         if wave and held + size > memory:
             yield close()
             wave, held = [], 0
@@ -304,14 +222,14 @@ def _pack(units: Sequence[Unit], memory: int) -> Iterator[Wave]:
         yield close()
 
 
-def _bytes(coder: CoderRef, backbone: BackboneSpec) -> int:
-    """Memory that a coder takes, from above: a file may hold float16, and computing is float32."""
+def _bytes(registry: Registry, coder: CoderRef, backbone: BackboneSpec) -> int:
+    """Memory that a coder takes, from above: a file may hold float16, and computing is float32.
+
+    An SAE on an SAE holds those below it too.
+    """
     if coder.control in ("identity", "zero", "mean"):
         return 0
     if coder.control == "pca":
         return backbone.sites[coder.site].width * (coder.k or 0) * 4
     assert coder.sae is not None
-    if coder.sae.weights.file is None:
-        return 0
-    path = Path(coder.sae.path).parent / coder.sae.weights.file
-    return 2 * path.stat().st_size if path.is_file() else 0
+    return 2 * sum(weights_bytes(link) for link in chain_of(registry, coder.sae))

@@ -18,11 +18,12 @@ from rich.progress import (
 from rich.table import Table
 
 from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
-from saebench.plan import Group, Plan, Unit
+from saebench.plan import Group, Plan
 from saebench.registry import Registry
 from saebench.report import print_tables
 from saebench.runner import Watch
 from saebench.specs import RunConfig
+from saebench.units import Unit
 
 
 class ProgressWatch(Watch):

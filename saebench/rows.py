@@ -34,8 +34,8 @@ from saebench.taskfiles import source_sha256
 from saebench.weights import weights_revision
 
 if TYPE_CHECKING:
-    from saebench.plan import Unit
     from saebench.saes import Coder
+    from saebench.units import Unit
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,14 @@ from saebench.errors import NonFiniteError, SaebenchError
 from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders
-from saebench.plan import Group, Unit, Wave, backbone_identity
+from saebench.plan import Group, Wave
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
 from saebench.specs import RunConfig
 from saebench.store import Store
 from saebench.task import Context, Task
+from saebench.units import Unit, backbone_identity
 
 SEEN = "n_images_seen"  # beside a task's own state: how many images of the segment decoded
 

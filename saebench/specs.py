@@ -1,7 +1,7 @@
 """What registry entries and runs say, as frozen dataclasses read strictly from TOML.
 
 A field marked `semantic` can change a number: the semantic fields of a backbone, a dataset and an
-SAE are part of a unit's identity (`saebench.plan`). All others (description, licence, paths) are
+SAE are part of a unit's identity (`saebench.units`). All others (description, licence, paths) are
 columns or documentation. `saebench.strict` reads them from TOML. An entry is read
 once (`saebench.registry`), so entries compare and hash as objects, not by their many fields.
 """

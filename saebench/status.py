@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import NotFound, ResultsError
-from saebench.plan import Plan, Unit
+from saebench.plan import Plan
 from saebench.results import ResultsFolder
 from saebench.specs import RunConfig
+from saebench.units import Unit
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -124,6 +124,19 @@ def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
     return found.commit if found else ""
 
 
+def weights_bytes(spec: BackboneSpec | SaeSpec) -> int:
+    """The size of the weights file; 0 where there is none here. Downloads nothing.
+
+    Errors: as `weights_path`.
+    """
+    if there := wanted(spec):
+        path = hub.cached(there)
+        return path.stat().st_size if path else hub.resolve(there).bytes
+    file = spec.weights.file
+    path = Path(spec.path).parent / file if file else None
+    return path.stat().st_size if path and path.is_file() else 0
+
+
 def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
     """The weights file, its bytes those that the entry declares. None where it names none.
 

@@ -12,7 +12,7 @@ import pytest
 from PIL.Image import Image
 
 import saebench
-from saebench import evaluation, plan
+from saebench import evaluation, units
 from saebench.data import open_dataset
 from saebench.data.shapes import Shapes
 from saebench.errors import UsageError
@@ -129,7 +129,7 @@ def test_they_are_counted_once_and_named(root: Path, damaged: list[str], tmp_pat
 def test_segments_and_resuming_do_not_move_a_bit(
     root: Path, damaged: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "SEGMENT", 40)
+    monkeypatch.setattr(units, "SEGMENT", 40)
     monkeypatch.setattr(evaluation, "SEGMENT", 40)
     options = {"bad_images": "skip", "batch_size": 8, "task": "*"}
     whole = run(root, tmp_path / "whole", **options)

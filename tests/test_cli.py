@@ -18,8 +18,8 @@ from tests.small import setting
 
 # The command line with segments of 64 images, so that a short run has several.
 SHORT_SEGMENTS = (
-    "import saebench.plan, saebench.evaluation; from saebench.cli import main; "
-    "saebench.plan.SEGMENT = saebench.evaluation.SEGMENT = 64; main()"
+    "import saebench.units, saebench.evaluation; from saebench.cli import main; "
+    "saebench.units.SEGMENT = saebench.evaluation.SEGMENT = 64; main()"
 )
 
 

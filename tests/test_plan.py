@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from saebench.errors import DataError, NotFound, UsageError, WeightsError
-from saebench.plan import SEGMENT, Plan, Source, make_plan, memory_bytes
+from saebench.plan import Plan, make_plan, memory_bytes
 from saebench.registry import Registry
 from saebench.specs import DatasetSpec, RunConfig
+from saebench.units import SEGMENT, Source
 from tests.content import BACKBONE, TASK, sae_entry, write
 
 FILES = {

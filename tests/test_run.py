@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import saebench
-from saebench import api, batch, evaluation, plan, runner
+from saebench import api, batch, evaluation, runner, units
 from saebench.backbones import Backbone
 from saebench.errors import Mismatch, ResultsError, UsageError
 from saebench.results import ResultsFolder
@@ -514,7 +514,7 @@ def test_what_is_out_of_memory(error: Exception, is_memory: bool) -> None:
 
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(plan, "SEGMENT", 40)
+    monkeypatch.setattr(units, "SEGMENT", 40)
     monkeypatch.setattr(evaluation, "SEGMENT", 40)
     return 40
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from saebench.data import Access, open_dataset
-from saebench.plan import backbone_identity, memory_bytes
+from saebench.plan import memory_bytes
 from saebench.registry import Registry
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, semantic_fields
 from saebench.train.config import TrainConfig
 from saebench.train.recipe import Recipe
 from saebench.train.stream import images_a_window
+from saebench.units import backbone_identity
 from saebench.weights import weights_sha256
 
 
@@ -51,10 +52,7 @@ def rows_identity(
         "backbone": backbone_identity(backbone, site),
         "site": site,
         "tokens": list(kinds),
-        "parents": [
-            {**semantic_fields(spec), "weights": weights_sha256(spec)}
-            for spec in parents
-        ],
+        "parents": [{**semantic_fields(spec), "weights": weights_sha256(spec)} for spec in parents],
         "datasets": found,
         "window": None if window == n_images else window,
     }

@@ -1,0 +1,102 @@
+"""What a run is made of: units, and the datasets they look at.
+
+A unit is one (backbone, SAE or control, task, dataset) with everything that can change its
+numbers, and that is its identity: canonical JSON, hashed. Its rows are one file under that hash;
+the absence of the file is the only "not done". Not in it: batch size, device, package versions,
+paths, descriptions, and where a dataset lies. Those are columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from saebench.coders import CoderRef, chain_of
+from saebench.data.access import Access
+from saebench.data.dataset import Dataset
+from saebench.identity import content_hash
+from saebench.modelfiles import model_files
+from saebench.registry import Registry
+from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
+from saebench.task import REPLICATES, Task
+from saebench.weights import weights_sha256
+
+SEGMENT = 2048  # images; a protocol constant that shards and batches do not move
+STATISTICS_IMAGES = 2048  # train images that means, covariances and control scales are fitted on
+
+PROTOCOL = {"order": 1, "segments": SEGMENT, "bootstrap": 1, "replicates": REPLICATES, "fit": 1}
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset as a run sees it: what of the evaluation split, what of the train split."""
+
+    spec: DatasetSpec
+    test_sha256: str
+    train_sha256: str
+    n_images: int
+    n_train: int  # images that statistics are fitted on
+    access: Access = field(default_factory=Access)
+    dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
+    resolved_revision: str = ""  # of a hub dataset: the commit
+    stratified: bool = True  # False: the images of a stream, in its own order
+
+    @property
+    def n_segments(self) -> int:
+        return -(-self.n_images // SEGMENT)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One (backbone, coder, task, dataset): the smallest thing that is done or not done."""
+
+    backbone: BackboneSpec
+    coder: CoderRef
+    task: type[Task]
+    source: Source
+    identity: dict[str, Any]
+    conventions: bool = False  # only the rows of the peers' formulas
+
+    @cached_property
+    def id(self) -> str:
+        return content_hash(self.identity)[:32]
+
+    @property
+    def label(self) -> str:
+        return (
+            f"{self.backbone.name} · {self.coder.name} · {self.task.name} · {self.source.spec.name}"
+        )
+
+
+def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
+    """Everything about a backbone and one of its sites that can change a number."""
+    return {
+        "name": spec.name,
+        **semantic_fields(spec),
+        "weights": weights_sha256(spec),
+        "model_files": model_files(spec),
+        "site": semantic_fields(spec.sites[site]),
+    }
+
+
+def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
+    """Everything about an SAE or control that can change a number, its parents included."""
+    fields: dict[str, Any] = {"name": ref.name, "site": ref.site, "tokens": ref.tokens}
+    if ref.control:
+        fields |= {"control": ref.control, "k": ref.k}
+    if ref.sae:
+        fields["saes"] = [
+            {
+                "name": link.name,
+                **semantic_fields(link),
+                "weights": weights_sha256(link),
+            }
+            for link in chain_of(registry, ref.sae)
+        ]
+    return fields
+
+
+def root_site(registry: Registry, ref: CoderRef) -> str:
+    """The site of the backbone itself that an SAE, or the chain it sits on, reads."""
+    return chain_of(registry, ref.sae)[-1].site if ref.sae else ref.site
