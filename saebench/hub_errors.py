@@ -11,7 +11,7 @@ from saebench.lock import Kind, lock_path
 # By name, since the HTTP library that they belong to has changed, and may again.
 _SILENT = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "ProxyError")
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def failures() -> tuple[type[Exception], ...]:
