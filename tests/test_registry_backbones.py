@@ -22,19 +22,20 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision import models, transforms
 
+from saebench import paths
 from saebench.backbones.activations import activations_of, check_activation
 from saebench.backbones.checks import check_entry
 from saebench.backbones.describe import site_specs
+from saebench.backbones.overview import CORPORA, PRETRAININGS, backbones_table, terms_table
 from saebench.backbones.pixels import Transform
 from saebench.errors import SpecError
-from saebench.backbones.overview import CORPORA, PRETRAININGS
 from saebench.scaffold.upstream import default_site
 from saebench.specs import semantic_fields
 from tests.registry_models import ENTRIES, OF_A_HUB, UPSTREAM, model_of, shapes_only, upstream
 
 NAMES = list(UPSTREAM)
 ALL = pytest.mark.parametrize("name", NAMES)
-LARGE = ("siglip-so400m-patch14-384",)
+LARGE = ("siglip-so400m-patch14-384", *(name for name in NAMES if re.search("vit-?l1[46]", name)))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -251,3 +252,12 @@ def test_classes_of_imagenet_are_the_outputs_of_its_classifiers() -> None:
         classifier = of_imagenet and spec.pretraining.endswith("supervised")
         assert dict(spec.head.classes) == ({"imagenet-1k": (0, 1000)} if classifier else {}), name
         assert not spec.head.templates, "templates are the dataset's"
+
+
+def test_the_page_has_the_tables_of_the_entries() -> None:
+    page = (paths.CONTENT / "docs/backbones.md").read_text()
+    tables = {"backbones": backbones_table(ENTRIES.values()), "terms": terms_table()}
+    for name, table in tables.items():
+        assert f"<!-- {name} -->\n{table}\n<!-- end -->" in page, (
+            f"write it anew: saebench.backbones.overview.{name}_table"
+        )

@@ -21,7 +21,7 @@ from saebench.specs import BackboneSpec
 from tests.backbone_cases import randomise
 from tests.registry_models import ENTRIES, OF_A_HUB, model_of
 
-QUICK = ("clip-vit-b32-openai", "dinov2-vits14-reg", "dinov3-vits16")
+QUICK = ("clip-vit-b32-openai", "dinov2-vits14-reg")
 
 
 def _architectures() -> dict[str, list[str]]:

@@ -42,9 +42,16 @@ _COLUMNS = (
 
 
 def backbones_table(specs: Iterable[BackboneSpec]) -> str:
-    """A row for each backbone that is not embedded, in Markdown, grouped by family."""
+    """A row for each backbone that is not embedded, in Markdown, by family."""
     rows = sorted((s for s in specs if not s.embedded), key=lambda s: (s.family, s.name))
-    return "\n".join(_table(rows)) + "\n"
+    return "\n".join(_table(rows))
+
+
+def terms_table() -> str:
+    """What the terms of pretraining and corpus mean, in Markdown."""
+    lines = ["| term | |", "|---|---|"]
+    lines += [f"| {term} | {what} |" for term, what in (PRETRAININGS | CORPORA).items()]
+    return "\n".join(lines)
 
 
 def _table(rows: Iterable[BackboneSpec]) -> Iterator[str]:

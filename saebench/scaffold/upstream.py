@@ -34,6 +34,7 @@ _LICENCES = {
     "mit": "MIT",
     "bsd-3-clause": "BSD-3-Clause",
     "cc-by-nc-4.0": "CC-BY-NC-4.0",
+    "dinov3-license": "DINOv3 License",
 }
 
 
