@@ -214,6 +214,18 @@ def test_levels_and_parts_of_columns(tmp_path: Path) -> None:
         assert "age" in error.value.hint or "size" in error.value.hint
 
 
+def test_images_are_encoded_files(tmp_path: Path) -> None:
+    for place, column in enumerate(([[1, 2], [3, 4]], ["a.png", "b.png"], [{"x": 1}, {"x": 2}])):
+        files = shards({"image": column, "label": [0, 1]}, {})
+        with pytest.raises(DataError, match=r"'image' is .* images are encoded files") as error:
+            opened(files, tmp_path / str(place)).manifest("test")
+        assert 'image = "…"' in error.value.hint
+    png = [picture["bytes"] for picture in pictures(2)]
+    data = opened(shards({"image": png, "label": [0, 1]}, {}), tmp_path / "bytes")
+    assert data.manifest("test").ids == ("test/00000000", "test/00000001")
+    assert data.image("test", 1).tobytes() == Image.open(io.BytesIO(png[1])).tobytes()
+
+
 # Splits
 
 
@@ -429,6 +441,17 @@ def test_one_split_may_be_streamed(tmp_path: Path) -> None:
     assert not data.manifest("train").stratified
     assert len(data.manifest("test")) == 6
     assert data.manifest("test").stratified
+
+
+def test_a_stream_of_names_needs_their_list(tmp_path: Path) -> None:
+    files = shards({"image": pictures(3), "label": ["pug", "basset", "pug"]})
+    spec = spec_of(layouts.write(files, tmp_path / "pets-here"), streaming=True)
+    access = Access(None, {"train": 1, "test": 2})
+    with pytest.raises(DataError, match="its labels are names") as error:
+        open_dataset(spec, access).manifest("test")
+    assert "classes = " in error.value.hint
+    listed = replace(spec, classes=("basset", "pug", "poodle"))
+    assert open_dataset(listed, access).manifest("test").labels.tolist() == [1, 0]
 
 
 def test_a_stream_without_its_columns_says_what_there_is(tmp_path: Path) -> None:
@@ -654,6 +677,24 @@ def test_other_places_are_named_where_the_hub_fails(hub: HubStandIn, tmp_path: P
         open_dataset(spec, Access(tmp_path))
     for form in ("folder", "tar", "hub"):
         assert f"[{form}] {tmp_path / 'pets'}: " in error.value.what
+
+
+def test_a_configuration_without_a_card_is_its_folder(hub: HubStandIn) -> None:
+    """As in the copies that the hub makes: <configuration>/<split>/0000.parquet."""
+    files = {
+        f"{config}/{split}/0000.parquet": layouts.parquet(
+            {"image": pictures(n), "label": [0] * n}, FEATURES
+        )
+        for config, n in {"big": 4, "small": 2}.items()
+        for split in ("train", "test")
+    }
+    hub.commit(REPO, files, kind="dataset", branch="refs/convert/parquet")
+    revision = "refs/convert/parquet"
+    for config, n in {"big": 4, "small": 2}.items():
+        data = open_dataset(spec_of(revision=revision, config=config))
+        assert len(data.manifest("test")) == n
+    with pytest.raises(DataError, match="'medium' not found"):
+        open_dataset(spec_of(revision=revision, config="medium"))
 
 
 def test_what_is_not_there(hub: HubStandIn) -> None:

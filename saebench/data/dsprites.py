@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from saebench import paths
-from saebench.atomic import replacing, unwritable
+from saebench.atomic import remove_leftovers, replacing, unwritable
 from saebench.data.access import Access
 from saebench.data.dataset import Dataset
 from saebench.data.manifest import Manifest, stratified_order
@@ -129,6 +129,7 @@ def unpacked(archive: Path) -> np.ndarray:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from error
+        remove_leftovers(path.parent)
         with replacing(path) as temporary, temporary.open("wb") as file:
             for part in _packed(archive):
                 file.write(part)

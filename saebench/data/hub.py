@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+_SPLITS = ("train", "test", "validation", "val")
+
+
 def open_hub(spec: DatasetSpec, form: HubForm, access: Access, places: Places) -> Form | None:
     """The hub form of an entry; None, noted in `places`, where it is not there.
 
@@ -53,7 +56,9 @@ def _files(spec: DatasetSpec, form: HubForm, access: Access, places: Places) -> 
         return None
     if access.root is not None:
         folder = access.root / spec.name
-        if next(folder.rglob("*.parquet"), None) is not None:
+        # Not all the way down: an image folder may lie there, of a million files.
+        patterns = ("*.parquet", "*/*.parquet", *(f"*/{s}/*.parquet" for s in _SPLITS))
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
             return FolderFiles(spec.name, folder, form.config)
         places.add("hub", folder, "no Parquet files in it")
     try:
@@ -118,9 +123,17 @@ class Hub(Form):
 
     def listing(self, split: str) -> Listing:
         rows, where = self.rows(split), f"dataset '{self.spec.name}', split '{split}'"
+        keys = keys_of(rows, self.form.image, self.form.id, self.files, where)
+        label = labels_of(rows, self.form.label, where)
+        if self.streams(split) and label.names and not (label.ordered or self.spec.classes):
+            raise DataError(
+                f"{where} is a stream, and its labels are names: which there are, and so their "
+                "numbers, would change with the limit",
+                'write them into the entry, in label order:  classes = ["…", "…"]',
+            )
         return Listing(
-            keys_of(rows, self.form.image, self.form.id, self.files, where),
-            labels_of(rows, self.form.label, where),
+            keys,
+            label,
             {level: labels_of(rows, name, where) for level, name in self.form.levels.items()},
             stratified=not self.streams(split),
         )

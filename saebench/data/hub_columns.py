@@ -64,6 +64,7 @@ def keys_of(
             raise DataError(f"{where}: {column.null_count} rows have no '{id_column}'")
         return Texts.of(str(value) for value in column.to_pylist())
     images = column_of(rows, image, where)
+    _are_images(images, image, where)
     paths = None
     if id_column is None and _is_struct(images):
         paths = column_of(rows, f"{image}.path", where)
@@ -83,6 +84,21 @@ def keys_of(
             'write  id = "…"  in [hub]: a column, or "row" for the row\'s number',
         )
     return Texts.of(found)
+
+
+def _are_images(column: pa.ChunkedArray, name: str, where: str) -> None:
+    """Errors: DataError for a column that does not hold encoded images."""
+    import pyarrow as pa
+
+    if _is_struct(column):
+        holds = {"bytes", "path"} <= {field.name for field in column.type}
+    else:
+        holds = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+    if not holds:
+        raise DataError(
+            f"{where}: '{name}' is {column.type}, and images are encoded files (PNG, JPEG, …)",
+            'name the column of the images:  image = "…"  in [hub]',
+        )
 
 
 def _twice(values: Sequence[str]) -> str:

@@ -75,10 +75,7 @@ class FolderFiles(Files):
     def __init__(self, by: str, folder: Path, config: str) -> None:
         self.asked = Asked(by, str(folder))
         self.root = folder
-        base = folder
-        if config and not (folder / "README.md").is_file() and (folder / config).is_dir():
-            base, config = folder / config, ""  # without a card, a configuration is its folder
-        self.base = base.resolve()
+        self.base = folder.resolve()
         with self.asked.explained():
             self.index = _ask(str(self.base), config, None, f"{self.base.as_posix()}/")
         for files in self.index.splits.values():
@@ -206,7 +203,15 @@ def _ask(path: str, config: str, commit: str | None, prefix: str) -> Index:
     """What `datasets` makes of a folder or repository; files are given below `prefix`."""
     from datasets import load_dataset_builder
 
-    builder = load_dataset_builder(path, config or None, revision=commit)
+    try:
+        builder = load_dataset_builder(path, config or None, revision=commit)
+    except ValueError as error:
+        if not config:
+            raise
+        try:  # without a card that says otherwise, a configuration is its folder
+            builder = load_dataset_builder(path, data_dir=config, revision=commit)
+        except FileNotFoundError:
+            raise error from None
     features = builder.info.features
     found: Mapping[str, Sequence[str]] = builder.config.data_files or {}  # pyright: ignore
     return Index(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saebench import paths
-from saebench.atomic import replacing, unwritable
+from saebench.atomic import remove_leftovers, replacing, unwritable
 from saebench.data.hub_files import Files
 from saebench.errors import DataError
 from saebench.identity import content_hash
@@ -67,6 +67,7 @@ def first_rows(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from error
+        remove_leftovers(folder)
         with replacing(path) as temporary:
             _write(temporary, _stream(files, splits, columns, n), files)
         for smaller in kept.values():
