@@ -240,8 +240,10 @@ class _Handler(BaseHTTPRequestHandler):
             for files in repo.commits.values():
                 for file, data in files.items():
                     if other == kind and hashlib.sha256(data).hexdigest() == digest:
-                        sent = repo.altered.get(file, data)
-                        self._send(200, sent, {"ETag": f'"{digest}"'}, ranged=True)
+                        sent, name = repo.altered.get(file, data), PurePosixPath(file).name
+                        shown = f"inline; filename*=UTF-8''{name}; filename=\"{name}\";"
+                        headers = {"ETag": f'"{digest}"', "Content-Disposition": shown}
+                        self._send(200, sent, headers, ranged=True)
         self._error(404, "", "no such blob")
 
     def _api(self, parts: list[str], query: dict[str, Any], body: dict[str, Any]) -> None:
