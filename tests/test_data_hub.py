@@ -566,8 +566,19 @@ def test_without_downloads_only_what_is_here_is_read(hub: HubStandIn) -> None:
     with pytest.raises(DataError, match="not fetched yet:  saebench fetch pets"):
         open_dataset(spec, access)
     assert hub.requests == []
+    open_dataset(spec)
+    hub.requests.clear()
+    with pytest.raises(DataError, match="not fetched yet"):  # the files' names alone
+        open_dataset(spec, access)
+    some = spec_of(streaming=("train",))
+    little = Access(None, {"train": 2}, download=False)
+    with pytest.raises(DataError, match="not fetched yet"):
+        open_dataset(some, little)
+    assert hub.requests == []
+    open_dataset(some, replace(little, download=True)).fetch()
     open_dataset(spec).fetch()
     hub.requests.clear()
+    assert len(open_dataset(some, little).manifest("train")) == 2
     assert len(open_dataset(spec, access).manifest("test")) == 3
     assert hub.requests == []
 

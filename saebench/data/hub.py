@@ -25,7 +25,7 @@ from saebench.data.decode import BadImage, decode, decode_file
 from saebench.data.forms import ALL, Form, Listing
 from saebench.data.hub_columns import ROW, column_of, keys_of, labels_of
 from saebench.data.hub_files import Files, FolderFiles, RepositoryFiles
-from saebench.data.hub_rows import all_rows, first_rows
+from saebench.data.hub_rows import all_rows, are_kept, first_rows
 from saebench.data.locate import Places
 from saebench.errors import DataError
 from saebench.specs import DatasetSpec, HubForm
@@ -44,7 +44,17 @@ def open_hub(spec: DatasetSpec, form: HubForm, access: Access, places: Places) -
     Errors: DataError where it is there and cannot be read, or the hub refuses.
     """
     files = _files(spec, form, access, places)
-    return Hub(spec, form, access, files) if files is not None else None
+    if files is None:
+        return None
+    hub = Hub(spec, form, access, files)
+    if not access.download and not all(map(hub.is_here, hub.splits)):
+        _note(spec, form, places)
+        return None
+    return hub
+
+
+def _note(spec: DatasetSpec, form: HubForm, places: Places) -> None:
+    places.add("hub", form.repo, f"not fetched yet:  saebench fetch {spec.name}")
 
 
 def _files(spec: DatasetSpec, form: HubForm, access: Access, places: Places) -> Files | None:
@@ -82,7 +92,7 @@ def _repository(
         given = form.revision if form.revision and is_commit(form.revision) else ""
         commit = given or lock.commit_of(asked)
         if not RepositoryFiles.index_path(form.repo, form.config, commit or "none").is_file():
-            places.add("hub", form.repo, f"not fetched yet:  saebench fetch {spec.name}")
+            _note(spec, form, places)
             return None
     commit = resolve_revision(form.repo, form.revision, kind="dataset", by=spec.name)
     return RepositoryFiles(spec.name, form.repo, form.config, commit)
@@ -164,6 +174,14 @@ class Hub(Form):
             else:
                 self._rows[split] = all_rows(self.files, parts)
         return self._rows[split]
+
+    def is_here(self, split: str) -> bool:
+        """Whether the rows of a split need no download."""
+        parts = self.made_of[split]
+        if self.streams(split):
+            n = self.access.first.get(split, 1)
+            return are_kept(self.files, parts, self._columns(), n)
+        return all(self.files.here(part) is not None for part in parts)
 
     def _columns(self) -> list[str]:
         """What is kept of a stream."""

@@ -52,17 +52,11 @@ def first_rows(
     """
     import datasets
 
-    key = {
-        "place": files.asked.place,
-        "reader": files.index.reader,
-        "files": [url for split in splits for url in files.urls(split)],
-        "columns": sorted(columns),
-    }
-    folder = paths.user_store() / "streams" / content_hash(key)[:32]
-    kept = {int(path.stem): path for path in folder.glob("*.arrow") if path.stem.isdigit()}
-    enough = min((size for size in kept if size >= n), default=None)
-    if enough is None:
+    folder = _folder(files, splits, columns)
+    path = _enough(folder, n)
+    if path is None:
         path = folder / f"{n}.arrow"
+        smaller = _kept(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,14 +64,38 @@ def first_rows(
         remove_leftovers(folder)
         with replacing(path) as temporary:
             _write(temporary, _stream(files, splits, columns, n), files)
-        for smaller in kept.values():
+        for old in smaller.values():
             with suppress(OSError):
-                smaller.unlink()
-    else:
-        path = kept[enough]
+                old.unlink()
     with files.asked.explained():
         rows = datasets.Dataset.from_file(str(path))
     return rows.select(range(min(n, len(rows))))
+
+
+def are_kept(files: Files, splits: Sequence[str], columns: Sequence[str], n: int) -> bool:
+    """Whether the first n rows need not be streamed any more."""
+    return _enough(_folder(files, splits, columns), n) is not None
+
+
+def _folder(files: Files, splits: Sequence[str], columns: Sequence[str]) -> Path:
+    key = {
+        "place": files.asked.place,
+        "reader": files.index.reader,
+        "files": [url for split in splits for url in files.urls(split)],
+        "columns": sorted(columns),
+    }
+    return paths.user_store() / "streams" / content_hash(key)[:32]
+
+
+def _kept(folder: Path) -> dict[int, Path]:
+    """Rows -> the file that has so many."""
+    return {int(path.stem): path for path in folder.glob("*.arrow") if path.stem.isdigit()}
+
+
+def _enough(folder: Path, n: int) -> Path | None:
+    kept = _kept(folder)
+    size = min((size for size in kept if size >= n), default=None)
+    return kept[size] if size is not None else None
 
 
 def _stream(
