@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from saebench.data import Access, Dataset, Manifest, loader, open_dataset
-from saebench.data.loader import batches, choose_workers
+from saebench.data.loader import batches, choose_workers, parts
 from saebench.errors import DataError, ImageError, SaebenchError
 from saebench.specs import DatasetSpec, FolderForm, TarForm
 from tests.image_collections import picture, write, write_tar
@@ -60,10 +61,34 @@ def numbers(dataset: Dataset, positions: np.ndarray, size: int, workers: int, **
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_cut_at_fixed_places(workers: int):
     positions = np.random.default_rng(0).permutation(N)
-    found = numbers(Numbers(SPEC), positions, 40, workers, edges=[0, 50, 90, 100, 500])
-    expected = [positions[a:b].tolist() for a, b in ((0, 40), (40, 50), (50, 90), (90, 100))]
-    assert found == [(rows, rows) for rows in expected]
+    expected = [positions[a : a + 40].tolist() for a in (0, 40, 80)]
+    assert numbers(Numbers(SPEC), positions, 40, workers) == [(rows, rows) for rows in expected]
     assert numbers(Numbers(SPEC), positions[:0], 40, workers) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parts_are_decoded_ahead_from_one_to_the_next(workers: int):
+    dataset = Numbers(SPEC)
+    dataset.bad = tuple(range(40, 50))  # the last batch of the first part, all of it
+    positions = [np.arange(50), np.arange(50, 50), np.arange(50, 85)]
+    told: list[int] = []
+    stream = parts(
+        dataset,
+        "test",
+        positions,
+        tensor,
+        20,
+        workers,
+        bad_images="skip",
+        on_bad=lambda row, why: told.append(row),
+    )
+    found = [[rows.tolist() for rows, _ in part] for part in stream]
+    assert found == [
+        [list(range(20)), list(range(20, 40))],
+        [],
+        [list(range(50, 70)), list(range(70, 85))],
+    ]
+    assert told == list(range(40, 50))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -94,6 +119,7 @@ def test_a_bad_image_is_fatal_at_its_batch(workers: int):
     with pytest.raises(ImageError, match="'045' of dataset 'toy' cannot be decoded") as error:
         next(stream)
     assert "--bad-images skip" in error.value.hint
+    assert not active_children(), "its workers end at once, and not when memory is swept"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,9 +1,9 @@
 """Rows of a dataset as batches of tensors, cut at fixed places.
 
-Batch j holds positions[j*size : (j+1)*size], counted anew from each of `edges`, whatever the number
-of worker processes: workers only decode ahead. They work on pieces of a batch, so that the first
-batch is soon there and none waits for one slow process, and hand them over in shared memory, in
-order. At least two batches are decoded ahead of the one that is asked for.
+Batch j holds positions[j*size : (j+1)*size], whatever the number of worker processes: workers only
+decode ahead. They work on pieces of a batch, so that the first batch is soon there and none waits
+for one slow process, and hand them over in shared memory, in order. At least two batches are
+decoded ahead of the one that is asked for, those of the next part among them (`parts`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Transform = Callable[["Image"], torch.Tensor]
+Batch = tuple[np.ndarray, torch.Tensor]  # rows of the manifest [b], images [b 3 h w]
 PIECE = 16  # images that a worker decodes at a time
 PREFETCH = 4  # pieces decoded ahead by each worker, at least
 MOST = 16  # workers: 16 decode 2,000 photographs a second and more
@@ -57,51 +58,88 @@ def batches(
     batch_size: int,
     workers: int = 0,
     *,
-    edges: Sequence[int] = (),
     bad_images: Literal["fail", "skip"] = "fail",
     on_bad: Callable[[int, str], None] = lambda row, why: None,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+) -> Iterator[Batch]:
     """Yield (positions_b, images_b3hw float32) for successive slices of `positions`.
 
     positions: [n] int64 rows of the split's manifest. transform: PIL image -> [3 h w].
-    edges: places in `positions` where a batch ends in any case.
     bad_images: "skip" leaves out what cannot be decoded, and tells `on_bad` of it (row of the
     manifest, why); a batch of which nothing is left is not yielded.
     Errors: DataError naming the first image that cannot be decoded, raised at its batch;
     SaebenchError for a worker that was killed.
     """
+    only = parts(
+        dataset,
+        split,
+        [np.asarray(positions)],
+        transform,
+        batch_size,
+        workers,
+        bad_images=bad_images,
+        on_bad=on_bad,
+    )
+    return next(only)
+
+
+def parts(
+    dataset: Dataset,
+    split: str,
+    positions: Sequence[np.ndarray],
+    transform: Transform,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    bad_images: Literal["fail", "skip"] = "fail",
+    on_bad: Callable[[int, str], None] = lambda row, why: None,
+) -> Iterator[Iterator[Batch]]:
+    """Yield `batches` of each of some arrays of positions, decoded ahead from one to the next.
+
+    Each has to be used up before the next is asked for.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}")
     dataset.manifest(split)  # made here once, and not in every worker
-    pieces = _Pieces(
-        dataset,
-        split,
-        np.asarray(positions),
-        transform,
-        _cuts(len(positions), batch_size, edges, PIECE if workers else batch_size),
-        bad_images == "skip",
-    )
+    size = PIECE if workers else batch_size
+    cuts = [_cuts(len(part), batch_size, size) for part in positions]
+    rows = [part[cut.start : cut.stop] for part, its in zip(positions, cuts, strict=True)
+            for cut in its]  # fmt: skip
     ahead = max(PREFETCH, -(-2 * batch_size // (PIECE * max(workers, 1))))
-    # A private generator: a DataLoader draws a seed, by default from torch's global generator.
     loader: Any = DataLoader(
-        pieces,
+        _Pieces(dataset, split, rows, transform, bad_images == "skip"),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=ahead if workers else None,
+        # A private generator: a loader draws a seed, by default from torch's global generator.
         generator=torch.Generator(),
     )
-    rows_of_batch, images_of_batch = [], []
-    for cut, piece in zip(pieces.cuts, _watched(loader), strict=True):
-        if isinstance(piece, SaebenchError):
-            raise piece
-        for row, why in piece.bad:
-            on_bad(row, why)
-        if piece.images is not None:
-            rows_of_batch.append(piece.rows)
-            images_of_batch.append(piece.images)
-        if cut.last and images_of_batch:
-            yield np.concatenate(rows_of_batch), _joined(images_of_batch)
-            rows_of_batch, images_of_batch = [], []
+    pieces = _watched(loader)
+    return (_put_together(pieces, its, on_bad) for its in cuts)
+
+
+def _put_together(
+    pieces: Generator[_Piece | SaebenchError],
+    cuts: Sequence[_Cut],
+    on_bad: Callable[[int, str], None],
+) -> Iterator[Batch]:
+    """The batches that the next pieces are of."""
+    rows, images = [], []
+    try:
+        for cut in cuts:
+            piece = next(pieces)
+            if isinstance(piece, SaebenchError):
+                raise piece
+            for row, why in piece.bad:
+                on_bad(row, why)
+            if piece.images is not None:
+                rows.append(piece.rows)
+                images.append(piece.images)
+            if cut.last and images:
+                yield np.concatenate(rows), _joined(images)
+                rows, images = [], []
+    except BaseException:
+        pieces.close()  # the workers end now: nobody goes on from here
+        raise
 
 
 class _Cut(NamedTuple):
@@ -112,13 +150,12 @@ class _Cut(NamedTuple):
     last: bool  # of its batch
 
 
-def _cuts(n: int, batch_size: int, edges: Sequence[int], piece: int) -> list[_Cut]:
+def _cuts(n: int, batch_size: int, piece: int) -> list[_Cut]:
     found = []
-    for first, end in pairwise(sorted({0, n, *(edge for edge in edges if 0 < edge < n)})):
-        for start in range(first, end, batch_size):
-            stop = min(start + batch_size, end)
-            parts = [*range(start, stop, piece), stop]
-            found += [_Cut(a, b, b == stop) for a, b in pairwise(parts)]
+    for start in range(0, n, batch_size):
+        stop = min(start + batch_size, n)
+        edges = [*range(start, stop, piece), stop]
+        found += [_Cut(a, b, b == stop) for a, b in pairwise(edges)]
     return found
 
 
@@ -135,21 +172,20 @@ class _Pieces(TorchDataset):
         self,
         dataset: Dataset,
         split: str,
-        positions: np.ndarray,
+        rows: list[np.ndarray],
         transform: Transform,
-        cuts: list[_Cut],
         skip: bool,
     ) -> None:
-        self.dataset, self.split, self.positions = dataset, split, positions
-        self.transform, self.cuts, self.skip = transform, cuts, skip
+        self.dataset, self.split, self.rows = dataset, split, rows
+        self.transform, self.skip = transform, skip
 
     def __len__(self) -> int:
-        return len(self.cuts)
+        return len(self.rows)
 
     def __getitem__(self, number: int) -> _Piece | SaebenchError:
         # Errors are handed over as values: torch would rewrite what is raised in a worker.
         try:
-            return self._piece(self.positions[self.cuts[number].start : self.cuts[number].stop])
+            return self._piece(self.rows[number])
         except SaebenchError as error:
             return error
 
@@ -190,25 +226,32 @@ def _joined(images: list[torch.Tensor]) -> torch.Tensor:
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
-def _watched(loader: Any) -> Iterator[_Piece | SaebenchError]:
+def _watched(loader: Any) -> Generator[_Piece | SaebenchError]:
     """The loader's items. A worker that dies is an error here, and nowhere else."""
     with _own_signals():
         items = iter(loader)
-    while True:
-        try:
-            piece = next(items)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            # What a dead worker had decoded ahead cannot be fetched from it any more.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise SaebenchError(
-                f"a process that decodes images was killed ({error or 'it is gone'})",
-                "memory ran out, or shared memory (/dev/shm; docker's --shm-size): use fewer, with "
-                " --workers 2  or  --workers 0",
-            ) from None
-        yield piece
+    try:
+        while True:
+            try:
+                piece = next(items)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                # What a dead worker had decoded ahead cannot be fetched from it any more.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                why = str(error) or "it is gone"
+                break
+            yield piece
+    finally:
+        # It ends its workers when its last reference goes. As a part of a cycle of references, an
+        # error's frames for one, it would be taken apart with its queues and wait for them in vain.
+        del items
+    raise SaebenchError(
+        f"a process that decodes images was killed ({why})",
+        "memory ran out, or shared memory (/dev/shm; docker's --shm-size): use fewer, with "
+        " --workers 2  or  --workers 0",
+    )
 
 
 @contextmanager
