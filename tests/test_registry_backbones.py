@@ -30,7 +30,8 @@ from saebench.backbones.overview import CORPORA, PRETRAININGS, backbones_table, 
 from saebench.backbones.pixels import Transform
 from saebench.errors import SpecError
 from saebench.scaffold.upstream import default_site
-from saebench.specs import semantic_fields
+from saebench.specs import InputSpec, semantic_fields
+from tests.backbone_cases import CASES, load
 from tests.registry_models import ENTRIES, OF_A_HUB, UPSTREAM, model_of, shapes_only, upstream
 
 NAMES = list(UPSTREAM)
@@ -140,7 +141,7 @@ def test_pixels_are_the_weights_own(name: str) -> None:
             assert torch.equal(ours(photo), theirs(photo)), photo.size
 
 
-def test_two_entries_that_differ_in_their_resize_alone() -> None:
+def test_two_entries_that_differ_in_their_resize_alone(tmp_path: Path) -> None:
     spec = ENTRIES["siglip-vit-b16"]
     other = replace(spec, input=replace(spec.input, resize="shortest", crop=True))
     hashes = [json.dumps(semantic_fields(one), sort_keys=True) for one in (spec, other)]
@@ -150,6 +151,11 @@ def test_two_entries_that_differ_in_their_resize_alone() -> None:
     pixels = [Transform(one.input)(photo) for one in (spec, other)]
     assert pixels[0].shape == pixels[1].shape
     assert not torch.allclose(pixels[0], pixels[1], atol=0.1)
+
+    squash = InputSpec(size=32, resize="squash", crop=False)
+    backbones = [load(CASES["vit"], tmp_path, input=i) for i in (squash, InputSpec(size=32))]
+    captures = [b.acts(b.transform(photo)[None], ["blocks.2"])["blocks.2"] for b in backbones]
+    assert not torch.allclose(captures[0].acts_btd, captures[1].acts_btd, atol=0.01)
 
 
 # Models.

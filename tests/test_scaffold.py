@@ -59,6 +59,16 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
+    [("task", "reconstruction"), ("backbone", "tiny-vit"), ("dataset", "shapes")],
+)
+def test_a_name_that_is_taken(tmp_path: Path, kind: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"the name '{name}' is that of .*{name}"):
+        new(tmp_path, kind, name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
     [("task", "a-b"), ("task", "class"), ("task", "_x"), ("dataset", "../x"), ("backbone", "a b")],
 )
 def test_a_name_that_cannot_be_one(tmp_path: Path, kind: str, name: str) -> None:

@@ -10,9 +10,10 @@ import keyword
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from saebench.errors import UsageError
-from saebench.registry import Registry
+from saebench.registry import Registry, Shelf
 
 FOLDERS = {
     "sae": "registry/saes",
@@ -38,13 +39,15 @@ def write_new(
     """Write the file and return its path. Nothing that exists is overwritten.
 
     source: of a backbone, `timm:…`, `open_clip:…` or `hf-hub:…` (`saebench.scaffold.upstream`).
-    Errors: UsageError for a name that is none, or a file that is there; those of the registry
+    Errors: UsageError for a name that is none or is taken; those of the registry
     for a backbone or site that is not; those of building a backbone's model.
     """
     check_name(kind, name)
     path = entry_path(kind, name, out)
     if path.exists():
         raise UsageError(f"{path} is there already", "choose another name, or edit that file")
+    if (taken := _taken(registry, kind, name)) is not None:
+        raise UsageError(f"the name '{name}' is that of {taken}", "choose another name")
     if kind != "backbone" and (source or loader):
         raise UsageError(f"--from and --loader are of a backbone, not of a {kind}")
     try:
@@ -63,6 +66,18 @@ def write_new(
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}", "choose another --out") from None
     return path
+
+
+def _taken(registry: Registry, kind: str, name: str) -> Path | None:
+    """The file of the entry or task that has this name: two of one name are an error."""
+    if kind == "task":
+        return registry.task_path(name)[1] if name in registry.task_files else None
+    shelf: Shelf[Any] = {
+        "sae": registry.saes,
+        "backbone": registry.backbones,
+        "dataset": registry.datasets,
+    }[kind]
+    return shelf.path(name) if name in shelf else None
 
 
 def _plain_text(kind: str, name: str) -> str:
