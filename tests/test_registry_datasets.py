@@ -288,6 +288,7 @@ def test_emnist_is_what_torchvision_reads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image, np.repeat(upright[row][..., None], 3, axis=-1))
     assert list(data.class_names) == EMNIST.classes_split_dict["balanced"]
     assert rows.ids[5] == "test/000005"
+    assert data.fetch() == f"{tmp_path / 'emnist'}: train 6 images, test 6 images"
 
 
 def test_other_idx_files_are_read_as_the_page_says(tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ def test_what_has_to_be_downloaded_by_hand_says_from_where(name: str, tmp_path: 
         opened(name, tmp_path).manifest("test")
     assert "https://" in error.value.hint
     with pytest.raises(DataError) as error:
-        open_dataset(entry(name)).manifest("test")
+        open_dataset(entry(name)).fetch()
     assert "--data-root" in error.value.hint
 
 
@@ -381,6 +382,7 @@ def test_dsprites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(
                 image, np.repeat(255 * imgs[source[row]][..., None], 3, -1)
             )
+    assert data.fetch().endswith("60 images, unpacked")
     names = {level: len(names) for level, names in data.label_names.items()}
     assert names == {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
     assert len(list((tmp_path / "store/dsprites").iterdir())) == 1  # unpacked once
@@ -412,8 +414,11 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
     data.manifest("test")
     with pytest.raises(DataError, match=r"imgs is uint8\[60, 32, 32\]"):
         data.image("test", 0)
+    _, classes = make_dsprites(tmp_path)
+    make_dsprites(tmp_path, latents_classes=np.asfortranarray(classes))
+    assert len(opened("dsprites", tmp_path).manifest("test")) == 6
     make_dsprites(tmp_path, latents_classes=np.array([{}] * 60, dtype=object))
-    with pytest.raises(DataError, match="not a plain array"):
+    with pytest.raises(DataError, match="holds pickled objects"):
         opened("dsprites", tmp_path).manifest("test")
 
 

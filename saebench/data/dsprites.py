@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -99,6 +99,10 @@ class DSprites(Dataset):
             self._chosen = {"test": np.sort(order[:end]), "train": np.sort(order[end:])}
         return self._chosen[split]
 
+    def fetch(self) -> str:
+        """Unpack the archive, which has to be downloaded by hand."""
+        return f"{self.archive}: {len(unpacked(self.archive)):,} images, unpacked"
+
     def _build_manifest(self, split: str) -> Manifest:
         rows = self._rows(split)
         levels = {level: self._factors[rows, column] for level, (column, _) in FACTORS.items()}
@@ -139,8 +143,8 @@ def unpacked(archive: Path) -> np.ndarray:
 def _packed(archive: Path) -> Iterator[bytes]:
     """The bytes of the `.npy` file of all sprites as bits."""
     with _opened(archive) as z:
-        shape, dtype, stream = _header(z, "imgs.npy")
-        if shape[1:] != (SIZE, SIZE) or dtype != np.uint8:
+        shape, order, dtype, stream = _header(z, "imgs.npy")
+        if shape[1:] != (SIZE, SIZE) or dtype != np.uint8 or order != "C":
             raise ValueError(f"imgs is {dtype}{list(shape)}, not uint8[n, {SIZE}, {SIZE}]")
         head = io.BytesIO()
         packed = {"descr": "|u1", "fortran_order": False, "shape": (shape[0], SIZE, SIZE // 8)}
@@ -155,13 +159,15 @@ def _packed(archive: Path) -> Iterator[bytes]:
 def read_array(archive: Path, name: str) -> np.ndarray:
     """One array of the archive. Errors: DataError."""
     with _opened(archive) as z:
-        shape, dtype, stream = _header(z, f"{name}.npy")
+        shape, order, dtype, stream = _header(z, f"{name}.npy")
         n = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        return np.frombuffer(_exactly(stream, n), dtype).reshape(shape)
+        return np.frombuffer(_exactly(stream, n), dtype).reshape(shape, order=order)
 
 
-def _header(z: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype, IO[bytes]]:
-    """Shape and type of an array of the archive, and the stream that its bytes follow in.
+def _header(
+    z: zipfile.ZipFile, name: str
+) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, IO[bytes]]:
+    """Shape, order and type of an array of the archive, and the stream its bytes follow in.
 
     The archive also holds a pickled dictionary: for that it is not given to `np.load`.
     """
@@ -169,9 +175,9 @@ def _header(z: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype, I
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError(f"{name} is not a NumPy file of version 1.0")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"{name} is not a plain array")
-    return shape, dtype, stream
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds pickled objects")
+    return shape, "F" if fortran else "C", dtype, stream
 
 
 def _exactly(stream: IO[bytes], n: int) -> bytes:

@@ -86,6 +86,11 @@ class Idx(Dataset):
             hint += "\n    and say  --data-root FOLDER  (or SAEBENCH_DATA=FOLDER)"
         raise DataError(f"dataset '{self.spec.name}': there is no {name} in {place}", hint)
 
+    def fetch(self) -> str:
+        """See that the files, which have to be downloaded by hand, are there and whole."""
+        sizes = [f"{split} {len(self._split(split)[1]):,} images" for split in self.splits]
+        return f"{self.folder}: {', '.join(sizes)}"
+
     def _build_manifest(self, split: str) -> Manifest:
         labels = self._split(split)[1].astype(np.int64)
         ids = tuple(f"{split}/{row:06d}" for row in range(len(labels)))
