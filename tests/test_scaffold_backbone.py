@@ -65,7 +65,8 @@ def test_what_is_written_is_the_built_in_entry(name: str, tmp_path: Path) -> Non
 
 
 def test_quick_gelu_weights_get_a_quick_gelu_model(tmp_path: Path) -> None:
-    spec = described("timm:vit_base_patch16_clip_224.openai", "x", tmp_path / "x.toml")
+    spec, notes = described("timm:vit_base_patch16_clip_224.openai", "x", tmp_path / "x.toml")
+    assert "QuickGELU" in notes[""]
     assert (spec.model, spec.activation) == ("vit_base_patch16_clip_quickgelu_224", "quick_gelu")
     assert spec.head.kind == "none", "its 512 outputs are CLIP's projection, not classes"
 
@@ -74,9 +75,15 @@ def test_quick_gelu_is_forced_where_open_clip_has_no_name_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(open_clip, "list_models", lambda: ["ViT-B-32"])
-    spec = described("open_clip:ViT-B-32/openai", "x", tmp_path / "x.toml")
+    spec, _ = described("open_clip:ViT-B-32/openai", "x", tmp_path / "x.toml")
     assert (spec.model, spec.model_args) == ("ViT-B-32", {"force_quick_gelu": True})
     assert spec.activation == "quick_gelu"
+
+
+def test_pixels_that_are_not_timms_default_say_so(tmp_path: Path) -> None:
+    new(tmp_path, "mine", "timm:resnet50.tv2_in1k")
+    text = (tmp_path / "registry/backbones/mine.toml").read_text()
+    assert "# The makers' own; timm's default is shortest 201, 176 pixels.\n[input]" in text
 
 
 def test_a_fine_tune_of_ones_own(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def backbone_entry(
         from saebench.scaffold.render import render
         from saebench.scaffold.upstream import described
 
-        return render(described(source, name, path, file=file, loader=loader), source)
+        spec, notes = described(source, name, path, file=file, loader=loader)
+        return render(spec, source, notes)
     if file is None:
         example = weights_path(registry.backbone("tiny-vit"))
         assert example is not None

@@ -36,11 +36,17 @@ _LICENCES = {
     "cc-by-nc-4.0": "CC-BY-NC-4.0",
     "dinov3-license": "DINOv3 License",
 }
+_QUICK_GELU = "QuickGELU weights: the plain name would build the exact GELU."
+    "QuickGELU weights: under its plain name the model would be built with the exact GELU."
+)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a library says of a model, before it is built. `known` is what its name says."""
+    """What a library says of a model, before it is built. `known` is what its name says.
+
+    notes: table of the entry -> where it is otherwise than the library has it ('': at the top).
+    """
 
     loader: str
     model: str
@@ -50,12 +56,13 @@ class Found:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     weights: WeightsSpec = field(default_factory=WeightsSpec)
     licence: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def described(
     source: str, name: str, path: Path, *, file: Path | None = None, loader: str | None = None
-) -> BackboneSpec:
-    """The entry `name` at `path` of a model.
+) -> tuple[BackboneSpec, Mapping[str, str]]:
+    """The entry `name` at `path` of a model, and what is to be noted in it, by table.
 
     file: weights that take the place of the hub's. loader: of a repository that has both forms.
     Errors: UsageError for a source that is none; SpecError for a model that cannot be built, or
@@ -94,7 +101,7 @@ def described(
         licence=found.licence if file is None else "",
         paper=found.known.paper,
     )
-    return _built(spec)
+    return _built(spec), found.notes
 
 
 def _built(spec: BackboneSpec) -> BackboneSpec:
@@ -162,7 +169,15 @@ def _timm_found(
     import timm
 
     default = timm.get_pretrained_cfg(model)
-    pixels = replace(timm_pixels(config, label), **facts.pixels)
+    default_pixels = timm_pixels(config, label)
+    pixels = replace(default_pixels, **facts.pixels)
+    notes = {"": _QUICK_GELU} if "quickgelu" in model else {}
+    if pixels != default_pixels:
+        to = default_pixels.resize_to or default_pixels.size
+        notes["input"] = (
+            f"The makers' own; timm's default is {default_pixels.resize} {to}, "
+            f"{default_pixels.size} pixels."
+        )
     args: dict[str, Any] = {}
     n_classes = config.get("num_classes", 0)
     if file is not None:
@@ -182,6 +197,7 @@ def _timm_found(
             hub=config.get("hf_hub_id") or None, filename=config.get("hf_hub_filename") or None
         ),
         licence=_LICENCES.get(config.get("license") or "", config.get("license") or ""),
+        notes=notes,
     )
 
 
@@ -232,6 +248,7 @@ def _open_clip(name: str, file: Path | None) -> Found:
         pixels=open_clip_pixels(built, config, name),
         model_args=args,
         weights=WeightsSpec(hub=f"{owner}/{repo}" if hub else None, filename=filename or None),
+        notes={"": _QUICK_GELU} if config.get("quick_gelu") else {},
     )
 
 
