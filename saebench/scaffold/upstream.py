@@ -37,8 +37,6 @@ _LICENCES = {
     "dinov3-license": "DINOv3 License",
 }
 _QUICK_GELU = "QuickGELU weights: the plain name would build the exact GELU."
-    "QuickGELU weights: under its plain name the model would be built with the exact GELU."
-)
 
 
 @dataclass(frozen=True)
