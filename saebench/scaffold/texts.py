@@ -76,8 +76,13 @@ BACKBONE = dedent("""\
     """)
 
 DATASET = dedent("""\
-    # A labelled image dataset.
-    source = "shapes"              # the reader: digits or shapes
+    # A labelled image dataset. This one is drawn; for images of your own say  source = "images"
+    # and where they are (docs/datasets.md):
+    #   [folder]                   as it is: <data root>/NAME/<split>/<class>/<image>
+    #   root = "/my/images"        or in that folder
+    #   [hub]
+    #   repo = "owner/name"        a dataset of the Hugging Face hub
+    source = "shapes"              # the reader
     train = "train"                # the split that statistics and probes are fitted on
     test = "val"                   # the split that rows are measured on
     description = "NAME: the validation images of shapes"
