@@ -33,14 +33,18 @@ def all_rows(files: Files, splits: Sequence[str]) -> datasets.Dataset:
     import datasets
 
     found = [name for split in splits for name in files.get(split)]
-    _are_data(found, files)
-    with files.asked.explained():
-        return datasets.load_dataset(  # pyright: ignore[reportReturnType]
-            files.index.reader,
-            data_files={"train": found},
-            split="train",
-            features=_features(files),
-        )
+    _check(found, files)
+    try:
+        with files.asked.explained():
+            return datasets.load_dataset(  # pyright: ignore[reportReturnType]
+                files.index.reader,
+                data_files={"train": found},
+                split="train",
+                features=_features(files),
+            )
+    except DataError:
+        _check(found, files, whole=True)
+        raise
 
 
 def first_rows(
@@ -141,10 +145,10 @@ def _features(files: Files) -> datasets.Features | None:
     return Features.from_dict(dict(given)) if given is not None else None
 
 
-def _are_data(names: Sequence[str], files: Files) -> None:
-    """Errors: DataError naming a Parquet file that is none, and where it is Git's stand-in for one.
+def _check(names: Sequence[str], files: Files, *, whole: bool = False) -> None:
+    """Errors: DataError naming a Parquet file that cannot be read, or is Git's stand-in for one.
 
-    `datasets` would say what is wrong with a file, but not with which.
+    `datasets` would say what is wrong with a file, but not with which. whole: read it to its end.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -153,7 +157,9 @@ def _are_data(names: Sequence[str], files: Files) -> None:
         return
     for name in names:
         try:
-            pq.read_metadata(name)
+            with pq.ParquetFile(name) as parquet:
+                for _ in parquet.iter_batches(_BATCH) if whole else ():
+                    pass
         except (pa.ArrowException, OSError) as error:
             with open(name, "rb") as file:
                 pointer = file.read(7) == b"version"
