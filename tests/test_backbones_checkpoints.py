@@ -93,6 +93,15 @@ def dinov2_names(tensors: Tensors, registers: int) -> Tensors:
     return out
 
 
+@pytest.mark.parametrize(("registers", "model"), [(0, "dinov2"), (4, "reg4_dinov2")])
+def test_dinov2_in_timms_names_at_another_size(registers: int, model: str, tmp_path: Path) -> None:
+    name, path = f"vit_small_patch14_{model}.lvd142m", tmp_path / "model.safetensors"
+    save_file(random_like(timm.create_model(name, **SMALL_DINO)), path)
+    found = ours(entry(path, "timm", name, img_size=224, **SMALL_DINO))
+    assert_same(found, timms(path, name, img_size=224, **SMALL_DINO))
+    assert found["pos_embed"].shape == (1, 256 if registers else 257, 48)
+
+
 @pytest.mark.parametrize("size", [224, 518])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("registers", "model"), [(0, "dinov2"), (4, "reg4_dinov2")])

@@ -56,7 +56,7 @@ def load_backbone(
     if sha256 is None and spec.loader in _LOADERS:
         raise SpecError(
             f"{spec.path or spec.name}: there are no weights",
-            'write  [weights]  file = "…"  or  hub, revision and filename',
+            'write  [weights]  with  file = "…"  or  hub = "owner/name"',
         )
     # After the weights: what is read of them, such as the logit scale, is then theirs.
     model = made if isinstance(made, SteppedModel) else stepped(module, spec)
