@@ -26,6 +26,7 @@ from saebench.data import Access, Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError
 from saebench.paths import CONTENT
+from saebench.registry import Registry
 from saebench.specs import DatasetSpec, FolderForm, HubForm, TarForm
 from saebench.strict import read_spec
 from tests import dataset_layouts as layouts
@@ -537,6 +538,17 @@ def test_only_the_splits_of_the_entry_are_downloaded(hub: HubStandIn) -> None:
     hub.commit(REPO, files, kind="dataset")
     open_dataset(spec_of()).fetch()
     assert len(downloads(hub)) == 2
+
+
+def test_a_split_whose_classes_are_known_comes_alone(hub: HubStandIn) -> None:
+    """The train split of ImageNet is 150 GB: whoever looks at the other does not wait for it."""
+    hub.commit("ILSVRC/imagenet-1k", layouts.imagenet_files(layouts.imagenet()), kind="dataset")
+    spec = replace(Registry.load().dataset("imagenet-1k"), folder=None, tar=None)
+    data = open_dataset(spec)
+    assert len(data.manifest("val")) == 8
+    assert data.label_names == {}
+    assert data.class_names[0] == "tench"
+    assert len(downloads(hub)) == 1
 
 
 def test_what_is_locked_stays(hub: HubStandIn) -> None:

@@ -47,6 +47,11 @@ class ClassList(ABC):
         """The label a source's own name or number of a class stands for; None: it is none."""
 
 
+def needs_names(spec: DatasetSpec) -> bool:
+    """Whether the class list depends on the names found, so that every split has to be listed."""
+    return spec.classes in ("", "inat21")
+
+
 def class_list(spec: DatasetSpec, names: Sequence[str | int], root: Path | None) -> ClassList:
     """The class list of an entry.
 

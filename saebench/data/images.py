@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saebench.data.access import Access
-from saebench.data.classes import ClassList, Listed, class_list, numbers, own_numbers, plain
+from saebench.data.classes import (
+    ClassList,
+    Listed,
+    class_list,
+    needs_names,
+    numbers,
+    own_numbers,
+    plain,
+)
 from saebench.data.dataset import Dataset
 from saebench.data.forms import ALL, Column, Form, Listing
 from saebench.data.locate import Places
@@ -47,10 +55,12 @@ class Images(Dataset):
         self._listings: dict[str, Listing] = {}
         self._rows: dict[str, np.ndarray] = {}  # of a held-out split: its rows in the pool
 
-    # Names: made when they are asked for, since that lists every split
+    # Names: made when they are asked for, since that may list (and download) every split
 
     @cached_property
     def _classes(self) -> ClassList:
+        if not needs_names(self.spec):
+            return class_list(self.spec, (), self.form.root)
         columns = [self._listing(split).label for split in self.form.splits]
         if not self.spec.classes and (own := _own_order(columns)):
             return Listed(own)
@@ -59,6 +69,9 @@ class Images(Dataset):
     @cached_property
     def _own_levels(self) -> Mapping[str, ClassList]:
         """Of the levels the form itself lists: the names of each, over all splits."""
+        listed = next(iter(self._listings.values()), None) or self._listing(self.form.splits[-1])
+        if not listed.levels:  # then no split has any
+            return {}
         found: dict[str, list[Column]] = {}
         for split in self.form.splits:
             for level, column in self._listing(split).levels.items():
