@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saebench.data import Access, Dataset, Manifest, loader, open_dataset
+from saebench.data import Access, Dataset, Manifest, loader, open_dataset, pieces
 from saebench.data.loader import batches, choose_workers, parts
 from saebench.errors import DataError, ImageError, SaebenchError
 from saebench.specs import DatasetSpec, FolderForm, TarForm
@@ -91,10 +91,26 @@ def test_parts_are_decoded_ahead_from_one_to_the_next(workers: int):
     assert told == list(range(40, 50))
 
 
+def test_what_was_handed_out_is_not_written_over(monkeypatch: pytest.MonkeyPatch):
+    """Workers write into a ring of five pieces, forty times the batches that are kept here."""
+    monkeypatch.setattr(loader, "PIECE", 2)
+    monkeypatch.setattr(pieces, "PIECE", 2)
+    monkeypatch.setattr(loader, "PREFETCH", 1)
+    rings = []
+    monkeypatch.setattr(
+        loader, "ring_for", lambda *args: rings.append(pieces.ring_for(*args)) or rings[-1]
+    )
+    found = numbers(Numbers(SPEC), np.arange(N), 4, 2)
+    assert found == [(list(range(a, a + 4)),) * 2 for a in range(0, N, 4)]
+    assert rings[0].shape == (5, 2, 3, 4, 4)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_images_are_left_out_and_told_in_order(workers: int):
+@pytest.mark.parametrize("first", [3, 0])
+def test_bad_images_are_left_out_and_told_in_order(workers: int, first: int):
+    """Without its first image, whose size is the ring's, pieces come without a ring."""
     dataset = Numbers(SPEC)
-    dataset.bad = (3, *range(20, 40), 77)
+    dataset.bad = (first, *range(20, 40), 77)
     told: list[tuple[int, str]] = []
     found = numbers(
         dataset,
@@ -105,7 +121,7 @@ def test_bad_images_are_left_out_and_told_in_order(workers: int):
         on_bad=lambda row, why: told.append((row, why)),
     )
     assert [row for row, _ in told] == list(dataset.bad)
-    assert told[0][1] == "image '003' of dataset 'toy' cannot be decoded: it is no image"
+    assert told[0][1] == f"image '{first:03d}' of dataset 'toy' cannot be decoded: it is no image"
     good = [[i for i in range(a, a + 20) if i not in dataset.bad] for a in range(0, N, 20)]
     assert found == [(rows, rows) for rows in good if rows], "the second batch is left out"
 
@@ -223,16 +239,12 @@ def test_ctrl_c_leaves_no_workers(whole_group: bool):
 
 def test_workers_are_chosen(monkeypatch: pytest.MonkeyPatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(loader, "_shared_memory", lambda: 64 << 30)
     cheap = open_dataset(DatasetSpec(name="digits", source="digits"))
     for cpus, on_cpu, on_gpu in ((1, 1, 1), (2, 1, 2), (8, 2, 8), (64, 16, 16)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cpus: set(range(n)))
         assert choose_workers(Numbers(SPEC), cpu) == on_cpu
         assert choose_workers(Numbers(SPEC), cuda) == on_gpu
         assert choose_workers(cheap, cuda) == 0
-    for free, workers in ((64 << 20, 0), (1 << 30, 8)):  # docker gives 64 MB
-        monkeypatch.setattr(loader, "_shared_memory", lambda free=free: free)
-        assert choose_workers(Numbers(SPEC), cuda) == workers
 
 
 @pytest.mark.parametrize("workers", [0, 2])
