@@ -39,9 +39,10 @@ class Ls:
 
 @dataclass(frozen=True)
 class Show:
-    """Show an entry: where it comes from, what it says, and the hash of its weights."""
+    """Show an entry: where it comes from, what it says, and what of it is on this machine."""
 
     name: Positional[str]  # of a backbone, SAE, dataset, task or leaderboard
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
     registry: tuple[str, ...] = ()  # content folders searched before all others
 
 
@@ -154,9 +155,11 @@ def execute(command: object) -> int:
 
             return print_ls(Registry.load(command.registry), command.kind, command.glob, _console())
         case Show():
-            from saebench.listing import print_show
+            from saebench.data.access import Access
+            from saebench.showing import print_show
 
-            return print_show(Registry.load(command.registry), command.name, _console())
+            access = Access.of(command.data_root)
+            return print_show(Registry.load(command.registry), command.name, _console(), access)
         case Fetch():
             from saebench.data import Access
             from saebench.fetch import fetch

@@ -17,8 +17,8 @@ from saebench import lock
 from saebench.backbones import build_module
 from saebench.errors import NotFound, UsageError
 from saebench.fetch import fetch
-from saebench.listing import print_show
 from saebench.registry import Registry
+from saebench.showing import print_show
 from tests.hub_stand_in import HubStandIn
 from tests.hub_stand_in import hub as hub
 
