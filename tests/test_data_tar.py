@@ -79,7 +79,7 @@ def test_imagenet_in_timms_shards_is_the_folder(tmp_path: Path):
         assert rows_of(folder, split) == rows_of(tar, split) == rows_of(by_json, split)
 
 
-@pytest.mark.parametrize("top", ["", "./", "train/", "./train/"])
+@pytest.mark.parametrize("top", ["", "./", "train/", "./train/", "Train_Set/"])
 def test_a_packed_folder_is_the_folder(tmp_path: Path, top: str):
     files = {name.removeprefix("train/"): data for name, data in SMALL.items() if "train" in name}
     folder = open_dataset(
@@ -87,10 +87,11 @@ def test_a_packed_folder_is_the_folder(tmp_path: Path, top: str):
     )
     packed = {f"{top}{name}": data for name, data in files.items()}
     packed |= {f"{top}cat/._1.png": b"x", f"{top}cat/notes.txt": b"x"}
-    write_tar(tmp_path / "b" / "own" / "train.tar", packed)
+    write_tar(tmp_path / "b" / "own" / "Train_Set.tar", packed)
     rest = {name.removeprefix("test/"): data for name, data in SMALL.items() if "test" in name}
     write_tar(tmp_path / "b" / "own" / "test.tar", rest)
-    tar = open_dataset(replace(OWN, tar=TarForm(label="folder")), Access(root=tmp_path / "b"))
+    form = TarForm(label="folder", splits={"train": "Train_Set.tar", "test": "test.tar"})
+    tar = open_dataset(replace(OWN, tar=form), Access(root=tmp_path / "b"))
     assert tar.class_names == folder.class_names == ("cat", "dog", "eel")
     for split in ("train", "test"):
         assert tar.manifest(split).sha256 == folder.manifest(split).sha256

@@ -4,7 +4,7 @@ The first of `[folder]`, `[tar]` and `[hub]` that the entry has and that is ther
 read; an entry with none of them has `[folder]`. Whatever the form, a row becomes
 
     id      group 1 of `id_pattern`, searched in the row's key; without a pattern the split, `/`,
-            and the key without the suffix of an image file (a tar's keys may have the split)
+            and the key without the suffix of an image file
     label   the number of its class in the class list (`saebench.data.classes`)
 
 With `holdout`, all images are one pool in class-stratified order (`saebench.data.manifest`): the
@@ -184,7 +184,7 @@ def open_form(spec: DatasetSpec, access: Access) -> Form:
 def make_ids(keys: Sequence[str], spec: DatasetSpec, prefix: str, where: str) -> tuple[str, ...]:
     """An id for each key, as the module says. Errors: DataError, SpecError for a bad pattern."""
     if not spec.id_pattern:
-        return tuple(prefix + plain(without_suffix(key)).removeprefix(prefix) for key in keys)
+        return tuple(prefix + plain(without_suffix(key)) for key in keys)
     try:
         pattern = re.compile(spec.id_pattern)
     except re.error as error:

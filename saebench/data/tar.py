@@ -186,15 +186,20 @@ def _rows(path: Path, label: str, above: tuple[str, ...]) -> Iterator[tuple[str,
         for member in members(path):
             name = _clean(member.name)
             if os.path.splitext(name)[1].lower() in SUFFIXES and not _hidden(name):
-                folder, slash, below = name.partition("/")
-                if folder in above and "/" in below:
-                    folder = below.partition("/")[0]
+                key = _below_top(name, above)
+                folder, slash, _ = key.partition("/")
                 if not slash:
                     raise _unlabelled(path, name, "it lies in no folder", label)
-                yield name, member.offset, member.size, folder
+                yield key, member.offset, member.size, folder
         return
     for sample in _samples(path).values():
         yield _row(path, label, sample)
+
+
+def _below_top(name: str, above: tuple[str, ...]) -> str:
+    """A name without the folder that was packed as a whole."""
+    top, _, below = name.partition("/")
+    return below if top in above and "/" in below else name
 
 
 def _samples(path: Path) -> dict[str, dict[str, Member]]:
