@@ -11,6 +11,9 @@ What is locked and cached needs no network.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +23,11 @@ from saebench.errors import SaebenchError, WeightsError
 from saebench.hub_errors import failures, problem, unreachable
 from saebench.identity import file_sha256
 from saebench.lock import Asked, Kind, Locked
+
+downloading: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar(
+    "downloading", default=nullcontext
+)
+"""Entered while something is downloaded: huggingface_hub's bar then has the terminal alone."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +215,13 @@ def _in_cache(wanted: Wanted, name: str, revision: str) -> Path | None:
 def _download(wanted: Wanted, found: Locked) -> Path:
     from huggingface_hub import hf_hub_download
 
+    if path := _in_cache(wanted, found.file, found.commit):
+        return path
     try:
-        path = hf_hub_download(
-            wanted.repo, found.file, revision=found.commit, repo_type=wanted.kind
-        )
+        with downloading.get()():
+            path = hf_hub_download(
+                wanted.repo, found.file, revision=found.commit, repo_type=wanted.kind
+            )
     except failures() as error:
         raise _problem(replace(wanted, names=(found.file,)), error, found.commit) from error
     return Path(path)

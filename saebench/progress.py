@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
+from saebench.bars import stepping_aside
 from saebench.plan import Group, Plan
 from saebench.registry import Registry
 from saebench.report import print_tables
@@ -84,7 +85,7 @@ def run_with_progress(config: RunConfig, console: Console, messages: Console) ->
     started = time.perf_counter()
     watch = ProgressWatch(messages)
     try:
-        with watch.bar:
+        with watch.bar, stepping_aside(watch.bar):
             result = execute(config, watch)
     except KeyboardInterrupt:
         goes_on = (

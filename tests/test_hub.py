@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import socket
 from dataclasses import replace
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from saebench import hub as files
 from saebench import lock
+from saebench.bars import stepping_aside
 from saebench.errors import DataError, SaebenchError, WeightsError
 from saebench.hub import Wanted
 from tests.hub_stand_in import HubStandIn
@@ -395,3 +399,29 @@ def test_the_lock_is_read_before_the_hub_is_asked(hub: HubStandIn, commit: str) 
     assert hub.requests == []
     lock.lock_path().write_text(json.dumps({"version": 1, "files": []}))
     assert files.fetch(WANTED).read_bytes() == DATA
+
+
+# Bars -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_another_bar_steps_aside_while_something_is_downloaded(
+    terminal: bool, hub: HubStandIn, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    bar = Progress(console=console, disable=not terminal)
+    drawn: list[bool] = []
+    download = huggingface_hub.hf_hub_download
+
+    def watched(*args: Any, **options: Any) -> str:
+        drawn.append(bar.live.is_started)
+        return download(*args, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", watched)
+    with bar, stepping_aside(bar):
+        files.fetch(WANTED)
+        assert bar.live.is_started == terminal
+        files.fetch(WANTED)  # nothing is downloaded now
+    assert drawn == [False]

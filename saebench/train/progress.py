@@ -11,6 +11,7 @@ from rich.table import Table
 
 from saebench import paths
 from saebench.bad_images import NAMED
+from saebench.bars import stepping_aside
 from saebench.train.config import TrainConfig
 from saebench.train.fit import TOLERANCE
 from saebench.train.run import TrainedSae, Watch, train
@@ -59,7 +60,7 @@ def train_with_progress(config: TrainConfig, console: Console) -> int:
     """Train, print the table, and return the exit status."""
     watch = ProgressWatch(console)
     try:
-        with watch.bar:
+        with watch.bar, stepping_aside(watch.bar):
             found = train(config, watch)
     except KeyboardInterrupt:
         console.print(
