@@ -1,8 +1,9 @@
 """Full-size built-in backbones, random weights: activations, and outputs resumed from them.
 
 acts equals what a plain forward hook of the upstream library sees, and resume equals the library's
-own output, at every declared site. Those that share an architecture are run once. The small ones
-run by default; the rest, and the largest with a single image, are slow.
+own output, at every declared site. Those that share an architecture are run once. Small ones run by
+default, the rest are slow. The largest are given one image, and resumed at every fourth block and
+at their last four sites: a resumed pass costs as much as a forward, and they have up to 29 sites.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ QUICK = ("clip-vit-b32-openai", "dinov2-vits14-reg")
 
 
 def _architectures() -> dict[str, list[str]]:
-    """One entry of each architecture -> all that have it."""
+    """One entry of each architecture -> all that have it, whatever its number of classes."""
     found: dict[Any, list[str]] = {}
     for name, spec in ENTRIES.items():
-        model = OF_A_HUB.get(name, spec.model)
-        found.setdefault((model, repr(spec.model_args), spec.input.size), []).append(name)
+        model = OF_A_HUB.get(name, spec.model).replace("SigLIP2", "SigLIP")  # their texts differ
+        found.setdefault((model, spec.input.size), []).append(name)
     return {names[0]: names for names in found.values()}
 
 
@@ -81,7 +82,8 @@ def test_acts_and_resume_at_every_site(name: str, tmp_path: Path) -> None:
     spec = ENTRIES[name]
     model = model_of(spec, tmp_path, values=False)
     module: Any = randomise(model.module).eval()
-    n_images = 2 if sum(p.numel() for p in (model.tower or module).parameters()) < 1e8 else 1
+    large = sum(p.numel() for p in (model.tower or module).parameters()) > 1e8
+    n_images = 1 if large else 2
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(n_images, 3, spec.input.size, spec.input.size, generator=generator)
 
@@ -92,10 +94,12 @@ def test_acts_and_resume_at_every_site(name: str, tmp_path: Path) -> None:
 
     backbone = Backbone(spec, model)
     captures = backbone.acts(images, list(spec.sites))
-    for site, layout in spec.sites.items():
+    for i, (site, layout) in enumerate(spec.sites.items()):
         acts_btd = captures[site].acts_btd
         assert acts_btd.shape == (n_images, layout.tokens, layout.width)
         assert torch.equal(acts_btd, expected[site]), site
+        if large and i % 4 and i < len(spec.sites) - 4:
+            continue
         # A reconstruction is a new, contiguous tensor, whatever the captured one was.
         given = acts_btd.clone(memory_format=torch.contiguous_format)
         output = backbone.resume(site, given, captures[site].state)
