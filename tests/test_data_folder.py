@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,10 @@ from saebench.data.imagenet import wnids
 from saebench.data.manifest import stratified_order
 from saebench.data.scan import scan
 from saebench.errors import DataError, ImageError, SpecError
+from saebench.paths import CONTENT
+from saebench.registry import Registry
 from saebench.specs import DatasetSpec, FolderForm, RunConfig
+from saebench.strict import parse_spec
 from tests.image_collections import SPECIES, WNIDS, imagenet_files, number_of, picture, write
 
 IMAGENET = DatasetSpec(
@@ -453,3 +458,35 @@ def test_a_disk_that_fails_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match="Input/output error") as error:
         dataset.image("train", 0)
     assert not isinstance(error.value, ImageError)
+
+
+# The page
+
+
+PAGE = (CONTENT / "docs/datasets.md").read_text()
+
+
+def test_the_five_lines_of_the_page(tmp_path: Path):
+    section = PAGE.partition("## A folder of one's own\n")[2]
+    entry, layout = re.findall(r"```(?:toml|text)\n(.*?)```", section, re.DOTALL)[:2]
+    assert len(entry.splitlines()) == 5
+    assert "mine/registry/datasets/birds.toml" in section
+    names = layout.split()
+    files = {f"mine/{name}": picture(i, "JPEG") for i, name in enumerate(names)}
+    files["mine/registry/datasets/birds.toml"] = entry.encode()
+    for i in range(8):
+        files[f"mine/birds/robin/{i}.png"] = picture(i)
+    write(tmp_path, files)
+    spec = Registry.load((str(tmp_path / "mine"),)).dataset("birds")
+    dataset = open_dataset(spec)
+    assert dataset.class_names == ("great_tit", "robin")
+    assert "robin/2021/a" in dataset.manifest("all").ids
+    assert (len(dataset.manifest("test")), len(dataset.manifest("train"))) == (2, 8)
+    assert dataset.text_names["default"] == ("great tit", "robin")
+    assert len(dataset.templates) == 7
+
+
+@pytest.mark.parametrize("entry", re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
+def test_every_entry_of_the_page_is_one(entry: str):
+    raw = tomllib.loads(entry)
+    parse_spec(DatasetSpec, {"source": "images", **raw}, name="page", path="docs/datasets.md")
