@@ -18,11 +18,11 @@ def failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises when it cannot do what it is asked, the connection's own too.
 
     Those of the connection belong to its HTTP library, and which one that is has changed; the
-    hub's own errors are children of them.
+    hub's own errors are children of them. hf_xet, which fetches large files, raises RuntimeError.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, ValueError, *HfHubHTTPError.__bases__)
+    return (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__)
 
 
 def unreachable(error: BaseException) -> bool:
@@ -135,7 +135,7 @@ def _told(
             hints.get(status, "it is the hub's own trouble: try again later"),
         )
     number = error.errno if isinstance(error, OSError) else None
-    if number in _SPACE:
+    if number in _SPACE or "No space left" in str(error):
         return (
             f"there is no space left for it in {constants.HF_HUB_CACHE}",
             "free some space, or let HF_HOME name a folder on another disk",
@@ -156,4 +156,8 @@ def _told(
             f"{constants.ENDPOINT} cannot be reached: {error}",
             f"check the connection, the proxy and HF_ENDPOINT; or {ahead}",
         )
-    return f"it cannot be downloaded: {error}", "try again; what came before is not fetched twice"
+    return (
+        f"it cannot be downloaded: {error}",
+        "try again; HF_HUB_DISABLE_XET=1 fetches large files from the hub itself, where a firewall "
+        "stands before the other hosts",
+    )

@@ -373,16 +373,38 @@ def test_what_answers_is_no_hub(
 # The disk ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Data processing error: IO Error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk(
-    hub: HubStandIn, commit: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception,
+    hub: HubStandIn,
+    commit: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     def full(*_: Any, **__: Any) -> NoReturn:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
     message = fails()
     assert f"there is no space left for it in {tmp_path / 'hf' / 'hub'}" in message
     assert "let HF_HOME name a folder on another disk" in message
+
+
+def test_what_the_fast_way_of_large_files_raises(
+    hub: HubStandIn, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("CAS Client Error: request failed")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", failing)
+    assert "it cannot be downloaded: CAS Client Error" in (message := fails())
+    assert "HF_HUB_DISABLE_XET=1" in message
 
 
 def test_a_cache_that_cannot_be_written(hub: HubStandIn, commit: str, tmp_path: Path) -> None:
