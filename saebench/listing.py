@@ -65,7 +65,7 @@ def _summary(registry: Registry, kind: str, name: str) -> tuple[str, str]:
     spec = shelf_of(registry, kind).get(name)
     origin = shelf_of(registry, kind).origin(name).label
     text: Callable[[Any], str] = {
-        "backbones": lambda s: " · ".join(filter(None, [s.family, s.pretraining, s.corpus])),
+        "backbones": lambda s: " · ".join(filter(None, [s.pretraining, s.corpus])),
         "datasets": lambda s: s.description,
         "saes": lambda s: " · ".join(
             filter(None, [s.architecture, f"L0 {s.l0:.3g}" if s.l0 else "", s.site, s.tokens])
