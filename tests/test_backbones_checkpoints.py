@@ -246,6 +246,15 @@ def test_what_is_left_over_is_named(tmp_path: Path) -> None:
         ours(entry(path, "timm", model, **args))
 
 
+def test_names_under_a_frameworks_prefix_are_explained(tmp_path: Path) -> None:
+    model, args = VITS["augreg"]
+    path = tmp_path / "last.ckpt"
+    stored = random_like(timm.create_model(model, **args))
+    torch.save({"state_dict": {f"model.{n}": tensor for n, tensor in stored.items()}}, path)
+    with pytest.raises(WeightsError, match=r"its names begin with 'model\.': save the file anew"):
+        ours(entry(path, "timm", model, **args))
+
+
 # open_clip -------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,13 @@ LIGHT = [
     "coders",
     "errors",
     "paths",
+    "weights",
+    "modelfiles",
+    "whereabouts",
+    "lock",
+    "hub",
+    "hub_errors",
+    "fetch",
 ]
 
 

@@ -94,7 +94,16 @@ def fit_to(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
     hint = "are model and model_args those that the weights were trained with?"
     if missing and not unknown and not other and set(missing) <= set(classifier_names(module)):
         hint = "the file has no classifier: model_args.num_classes = 0 builds the model without one"
+    if prefix := _surplus_prefix(missing, unknown):
+        hint = f"its names begin with '{prefix}': save the file anew without that"
     raise WeightsError(f"{path} does not fit the model: {'; '.join(problems)}", hint)
+
+
+def _surplus_prefix(missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """What a training framework put before every name, such as `model.`; '' where nothing did."""
+    prefix = unknown[0].partition(".")[0] + "." if unknown else ""
+    stripped = {name.removeprefix(prefix) for name in unknown if name.startswith(prefix)}
+    return prefix if prefix and len(stripped) == len(unknown) and stripped & set(missing) else ""
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

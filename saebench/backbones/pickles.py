@@ -56,7 +56,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights by name, but {_shown(content)}",
             "save the weights of the one model that you mean: torch.save(model.state_dict(), path)",
         )
-    return {str(name): tensor for name, tensor in content.items()}
+    return {str(name): tensor.detach() for name, tensor in content.items()}
 
 
 def _shown(content: Any) -> str:
