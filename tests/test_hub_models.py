@@ -27,7 +27,7 @@ from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
 from saebench.modelfiles import model_files
 from saebench.plan import backbone_identity
-from saebench.specs import BackboneSpec, HeadSpec, InputSpec, SiteSpec, WeightsSpec
+from saebench.specs import BackboneSpec, HeadSpec, InputSpec, SaeSpec, SiteSpec, WeightsSpec
 from saebench.weights import weights_path, weights_revision, weights_sha256
 from saebench.whereabouts import whereabouts
 from tests.hub_stand_in import HubStandIn
@@ -239,6 +239,19 @@ def test_whereabouts_ask_nobody(vit: nn.Module, hub: HubStandIn) -> None:
     assert wrong is not None
     assert wrong.wrong
     assert f"NOT what is locked ({sha256})" in wrong.text
+
+
+def test_an_sae_of_a_repository(hub: HubStandIn) -> None:
+    commit = hub.commit("me/saes", {"relu/sae.safetensors": b"weights", "model.safetensors": b"x"})
+    sae = SaeSpec(name="vit/x", backbone="vit", site="norm", weights=WeightsSpec(hub="me/saes"))
+    with pytest.raises(SpecError, match=r"(?s)vit/x: weights\.hub needs a filename"):
+        weights_sha256(sae)
+    sae = replace(sae, weights=WeightsSpec(hub="me/saes", filename="relu/sae.safetensors"))
+    assert weights_sha256(sae) == hashlib.sha256(b"weights").hexdigest()
+    assert weights_revision(sae) == commit
+    path = weights_path(sae)
+    assert path is not None
+    assert path.read_bytes() == b"weights"
 
 
 # Tokenizers -------------------------------------------------------------------------------------

@@ -21,6 +21,9 @@ from saebench.specs import BackboneSpec
 
 Tensors = dict[str, Tensor]
 
+# What the libraries raise for a file of another model.
+_FAILS = (LookupError, RuntimeError, ValueError, AssertionError, TypeError, AttributeError)
+
 
 def converted(module: nn.Module, spec: BackboneSpec, tensors: Tensors, path: Path) -> Tensors:
     """The tensors of a checkpoint under the names, and in the shapes, of the module.
@@ -35,7 +38,14 @@ def converted(module: nn.Module, spec: BackboneSpec, tensors: Tensors, path: Pat
             return _timm(module, tensors)
         if spec.loader == "open_clip":
             return _open_clip(module, tensors)
-    except (KeyError, IndexError, RuntimeError, ValueError, AssertionError, TypeError) as error:
+    except (
+        LookupError,
+        RuntimeError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise WeightsError(
             f"{path} does not fit the model: {spec.loader} cannot convert it "
             f"({type(error).__name__}: {error})",

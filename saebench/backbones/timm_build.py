@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
-from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import timm
@@ -94,11 +93,16 @@ def _kept() -> Iterator[list[Filter]]:
     Which function that is, and with which arguments, is known inside of timm's function for each
     family only: it hands both to `load_pretrained`, which is kept from loading anything.
     """
+    builder: Any = _builder
     kept: list[Filter] = []
 
     def keep(model: nn.Module, *_: Any, filter_fn: Filter | None = None, **__: Any) -> None:
         if filter_fn is not None:
             kept.append(filter_fn)
 
-    with patch.object(_builder, "load_pretrained", keep):
+    before = builder.load_pretrained
+    builder.load_pretrained = keep
+    try:
         yield kept
+    finally:
+        builder.load_pretrained = before
