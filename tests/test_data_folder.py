@@ -192,6 +192,9 @@ def test_a_holdout_cuts_the_stratified_order(tmp_path: Path):
         for name, (_, number) in rows_of(dataset, split).items():
             assert int(name.split("/")[1]) == number
     assert dataset.splits == ("train", "test", "all")
+    with pytest.raises(DataError, match="no split 'val'") as error:
+        dataset.manifest("val")
+    assert error.value.hint == "its splits: train, test, all"
 
 
 # Tables

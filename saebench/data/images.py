@@ -99,8 +99,10 @@ class Images(Dataset):
 
     def manifest(self, split: str) -> Manifest:
         if split not in self.splits:
+            own = self.spec.holdout is not None
             raise DataError(
-                f"dataset '{self.spec.name}' has no split '{split}'", self.form.missing(split)
+                f"dataset '{self.spec.name}' has no split '{split}'",
+                f"its splits: {', '.join(self.splits)}" if own else self.form.missing(split),
             )
         return super().manifest(split)
 
