@@ -14,7 +14,7 @@ from saebench import hub
 from saebench.errors import SpecError
 from saebench.identity import file_sha256
 from saebench.specs import BackboneSpec
-from saebench.weights import HUB_MODEL, hub_model
+from saebench.weights import hub_model
 
 LOCAL = "local-dir:"
 _CONFIG = {"timm": "config.json", "open_clip": "open_clip_config.json"}
@@ -22,10 +22,8 @@ _CONFIG = {"timm": "config.json", "open_clip": "open_clip_config.json"}
 
 def config_wanted(spec: BackboneSpec) -> hub.Wanted | None:
     """The configuration that a model wants of a hub; None where it wants none."""
-    if not spec.model.startswith(HUB_MODEL):
-        return None
     repo, revision = hub_model(spec)
-    return hub.Wanted(repo, (_config_name(spec),), spec.name, revision)
+    return hub.Wanted(repo, (_CONFIG[spec.loader],), spec.name, revision) if repo else None
 
 
 def config_folder(spec: BackboneSpec) -> Path | None:
@@ -35,12 +33,12 @@ def config_folder(spec: BackboneSpec) -> Path | None:
     """
     if wanted := config_wanted(spec):
         return hub.fetch(wanted).parent
-    if not spec.model.startswith(LOCAL):
+    if not spec.model.startswith(LOCAL) or spec.loader not in _CONFIG:
         return None
     folder = _local(spec)
-    if not (folder / _config_name(spec)).is_file():
+    if not (folder / _CONFIG[spec.loader]).is_file():
         raise SpecError(
-            f"{spec.path or spec.name}: {folder} has no {_config_name(spec)}",
+            f"{spec.path or spec.name}: {folder} has no {_CONFIG[spec.loader]}",
             'model = "local-dir:<folder>" is relative to the entry\'s own folder',
         )
     return folder
@@ -63,13 +61,3 @@ def model_files(spec: BackboneSpec) -> dict[str, str]:
 
 def _local(spec: BackboneSpec) -> Path:
     return (Path(spec.path).parent / spec.model.removeprefix(LOCAL)).resolve()
-
-
-def _config_name(spec: BackboneSpec) -> str:
-    if spec.loader not in _CONFIG:
-        raise SpecError(
-            f"{spec.path or spec.name}: model = '{spec.model}' is for the loaders timm and "
-            f"open_clip, and the loader is '{spec.loader}'",
-            "name your model as your own loader knows it",
-        )
-    return _CONFIG[spec.loader]

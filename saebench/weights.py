@@ -41,10 +41,11 @@ def weights_of(spec: BackboneSpec | SaeSpec) -> WeightsSpec:
 def hub_model(spec: BackboneSpec) -> tuple[str, str]:
     """(repository, revision) of a model `hf-hub:owner/name@revision`; two empty strings for others.
 
+    What a loader of the user's own makes of such a name is its own affair.
     Without an @ the revision is that of the weights, if these lie in the same repository: then
     configuration and weights are of one commit.
     """
-    if not spec.model.startswith(HUB_MODEL):
+    if not spec.model.startswith(HUB_MODEL) or spec.loader not in ("timm", "open_clip"):
         return "", ""
     repo, _, revision = spec.model.removeprefix(HUB_MODEL).partition("@")
     declared = spec.weights.revision if spec.weights.hub in (None, repo) else None

@@ -201,9 +201,11 @@ def test_a_repository_without_a_configuration(hub: HubStandIn) -> None:
         build_module(entry("open_clip", "hf-hub:me/x"))
 
 
-def test_a_loader_of_ones_own_knows_no_repositories(hub: HubStandIn) -> None:
-    with pytest.raises(SpecError, match="for the loaders timm and open_clip"):
-        model_files(entry("package.module:function", "hf-hub:me/vit"))
+def test_what_a_loader_of_ones_own_makes_of_a_name_is_its_own_affair(hub: HubStandIn) -> None:
+    spec = entry("package.module:function", "hf-hub:me/vit")
+    assert model_files(spec) == {}
+    assert weights_sha256(spec) is None
+    assert hub.requests == []
 
 
 def test_text_towers_of_another_library_are_refused() -> None:
