@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from saebench.errors import DataError, SaebenchError, WeightsError
 from saebench.lock import Kind, lock_path
@@ -52,29 +53,51 @@ def problem(
     `files`: the names that were looked for; none where it is about a whole dataset. `by`: the
     entry's name. `locked`: the revision is the lock's. `there`: files that the repository has.
     """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # it says that there is no copy here; its cause, why none came
+    asked = _Asked(kind, repo, revision, by, locked, tuple(there))
+    what, hint = _absent(error, asked) or _forbidden(error, asked) or _failed(error, asked)
+    where = f"{' or '.join(files) + ' of ' if files else ''}{repo}"
+    where += f" at {revision}" if revision else ""
     raised = WeightsError if kind == "model" else DataError
-    asked = f"{' or '.join(files) + ' of ' if files else ''}{repo}"
-    asked += f" at {revision}" if revision else ""
-    what, hint = _told(error, kind, repo, revision, files, by, locked, there)
-    return raised(f"{by}: {asked}: {what}", hint)
+    return raised(f"{by}: {where}: {what}", hint)
 
 
-def _told(
-    error: BaseException,
-    kind: Kind,
-    repo: str,
-    revision: str,
-    files: Sequence[str],
-    by: str,
-    locked: bool,
-    there: Sequence[str],
-) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked, and the parts of messages that follow from it."""
+
+    kind: Kind
+    repo: str
+    revision: str
+    by: str
+    locked: bool
+    there: tuple[str, ...]
+
+    @property
+    def page(self) -> str:
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+
+    @property
+    def ahead(self) -> str:
+        return f"on a machine with internet:  saebench fetch {self.by}"
+
+    @property
+    def anew(self) -> str:
+        newest = "asks for its newest commit"
+        return f"saebench fetch {self.by} --update  {newest} (locked in {lock_path()})"
+
+
+def _absent(error: BaseException, asked: _Asked) -> tuple[str, str] | None:
+    """What is not there: neither here nor, where it was asked, on the hub."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        FileMetadataError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -82,59 +105,74 @@ def _told(
         RevisionNotFoundError,
     )
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
-    ahead = f"on a machine with internet:  saebench fetch {by}"
-    anew = f"saebench fetch {by} --update  asks for its newest commit (locked in {lock_path()})"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
-        return _told(error.__cause__, kind, repo, revision, files, by, locked, there)
     if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return (
             "it is not on this machine, and HF_HUB_OFFLINE is set",
-            f"{ahead}  (with the same HF_HOME); or unset HF_HUB_OFFLINE",
+            f"{asked.ahead}  (with the same HF_HOME); or unset HF_HUB_OFFLINE",
         )
-    if isinstance(error, GatedRepoError):
-        if status == 401:
-            return (
-                "it is gated, and the hub does not know who you are",
-                f"accept its licence at {page}, then  hf auth login  (or set HF_TOKEN)",
-            )
+    if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
         return (
-            "it is gated, and your account has no access",
-            f"accept its licence at {page}, and wait until it is granted where its owner decides",
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"there is no such {kind} on {constants.ENDPOINT}, or it is private",
-            f"check the name at {page}; for a private one  hf auth login  (or set HF_TOKEN)",
+            f"there is no such {asked.kind} on {constants.ENDPOINT}, or it is private",
+            f"check the name at {asked.page}; for a private one  hf auth login  (or set HF_TOKEN)",
         )
     if isinstance(error, RevisionNotFoundError):
+        if asked.locked:
+            return "there is no such revision any more", asked.anew
         return (
-            "there is no such revision" + (" any more" if locked else ""),
-            anew if locked else f"write a commit, tag or branch that {page}/commits/main has",
+            "there is no such revision",
+            f"write a commit, tag or branch that {asked.page}/commits/main has",
         )
     if isinstance(error, EntryNotFoundError):
-        has = f"it has {', '.join(there)}" if there else f"see {page}/tree/{revision or 'main'}"
+        tree = f"see {asked.page}/tree/{asked.revision or 'main'}"
+        has = f"it has {', '.join(asked.there)}" if asked.there else tree
         hint = f"{has}: say which by  filename"
-        return "there is no such file", f"{hint}; or {anew}" if locked else hint
+        return "there is no such file", f"{hint}; or {asked.anew}" if asked.locked else hint
     if isinstance(error, HFValidationError):
         return f"that is no name of a repository: {error}", "write it as  owner/name"
+    return None
+
+
+def _forbidden(error: BaseException, asked: _Asked) -> tuple[str, str] | None:
+    """What the hub does not give to whoever asks, or does not give now."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    status = error.response.status_code
+    if isinstance(error, GatedRepoError) and status == 401:
+        return (
+            "it is gated, and the hub does not know who you are",
+            f"accept its licence at {asked.page}, then  hf auth login  (or set HF_TOKEN)",
+        )
+    if isinstance(error, GatedRepoError):
+        return (
+            "it is gated, and your account has no access",
+            f"accept its licence at {asked.page}, and wait until it is granted where its owner "
+            "decides",
+        )
+    hints = {
+        401: "your token is not accepted:  hf auth login  again, or correct HF_TOKEN",
+        403: f"your token may not read it: see {asked.page}, or take another token",
+        429: "too many requests: wait a few minutes; with  hf auth login  more are allowed",
+    }
+    return (
+        f"the hub at {constants.ENDPOINT} answers {status}",
+        hints.get(status, "it is the hub's own trouble: try again later"),
+    )
+
+
+def _failed(error: BaseException, asked: _Asked) -> tuple[str, str]:
+    """What goes wrong on the way, or on the disk."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import FileMetadataError
+
+    number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, FileMetadataError):
         return (
             f"what answers at {constants.ENDPOINT} is not a hub: {error}",
             "check HF_ENDPOINT, the proxy and the firewall",
         )
-    if status:
-        hints = {
-            401: "your token is not accepted:  hf auth login  again, or correct HF_TOKEN",
-            403: f"your token may not read it: see {page}, or take another token",
-            429: "too many requests: wait a few minutes; with  hf auth login  more are allowed",
-        }
-        return (
-            f"the hub at {constants.ENDPOINT} answers {status}",
-            hints.get(status, "it is the hub's own trouble: try again later"),
-        )
-    number = error.errno if isinstance(error, OSError) else None
     if number in _SPACE or "No space left" in str(error):
         return (
             f"there is no space left for it in {constants.HF_HUB_CACHE}",
@@ -149,12 +187,12 @@ def _told(
         return (
             f"{constants.ENDPOINT} did not answer in time",
             "try again; with HF_HUB_ETAG_TIMEOUT=60 and HF_HUB_DOWNLOAD_TIMEOUT=60 more is waited; "
-            f"or {ahead}",
+            f"or {asked.ahead}",
         )
     if unreachable(error):
         return (
             f"{constants.ENDPOINT} cannot be reached: {error}",
-            f"check the connection, the proxy and HF_ENDPOINT; or {ahead}",
+            f"check the connection, the proxy and HF_ENDPOINT; or {asked.ahead}",
         )
     return (
         f"it cannot be downloaded: {error}",
