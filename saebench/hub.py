@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -213,11 +213,17 @@ def _in_cache(wanted: Wanted, name: str, revision: str) -> Path | None:
 
 
 def _download(wanted: Wanted, found: Locked) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
 
     if path := _in_cache(wanted, found.file, found.commit):
         return path
+    url = hf_hub_url(wanted.repo, found.file, repo_type=wanted.kind, revision=found.commit)
     try:
+        # Where nobody listens, hf_hub_download tries for half a minute: that is seen before. What a
+        # hub that does listen answers is left to it: it is patient with one that is busy.
+        with suppress(HfHubHTTPError):
+            get_hf_file_metadata(url)
         with downloading.get()():
             path = hf_hub_download(
                 wanted.repo, found.file, revision=found.commit, repo_type=wanted.kind
