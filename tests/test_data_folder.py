@@ -128,7 +128,7 @@ def test_inat_by_its_official_folders(tmp_path: Path):
         name="inat21-mini",
         train="train_mini",
         classes="inat21",
-        id_pattern=r"([^/]+)\.jpg$",
+        id_pattern=r"/([^/]+)\.\w+$",
         folder=FolderForm(root=str(tmp_path / "inat")),
     )
     dataset = open_dataset(spec)
