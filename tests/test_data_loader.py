@@ -204,8 +204,8 @@ SCRIPT = """
     stream = batches(Slow(SPEC), "test", np.arange(100), tensor, 4, 2)
     next(stream)
     children = open(f"/proc/self/task/{os.getpid()}/children").read()
-    print(children, flush=True)
     try:
+        print(children, flush=True)
         for _ in stream:
             time.sleep(0.5)
     except KeyboardInterrupt:
