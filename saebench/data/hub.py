@@ -133,7 +133,8 @@ class Hub(Form):
 
     def listing(self, split: str) -> Listing:
         rows, where = self.rows(split), f"dataset '{self.spec.name}', split '{split}'"
-        keys = keys_of(rows, self.form.image, self.form.id, self.files, where)
+        tops = (split, *self.made_of[split])
+        keys = keys_of(rows, self.form.image, self.form.id, self.files, tops, where)
         label = labels_of(rows, self.form.label, where)
         if self.streams(split) and label.names and not (label.ordered or self.spec.classes):
             raise DataError(

@@ -50,11 +50,17 @@ def _is_struct(column: pa.ChunkedArray) -> bool:
 
 
 def keys_of(
-    rows: datasets.Dataset, image: str, id_column: str | None, files: Files, where: str
+    rows: datasets.Dataset,
+    image: str,
+    id_column: str | None,
+    files: Files,
+    tops: Sequence[str],
+    where: str,
 ) -> Sequence[str]:
     """[n] keys: the id column, else the paths of the images, else the numbers of the rows.
 
-    Images that are files of their own are called by their path in the dataset.
+    Images that are files of their own are called by their path below the split: `tops` are the
+    names that its folder may have.
 
     Errors: DataError for ids that are missing, or paths that occur twice.
     """
@@ -77,13 +83,18 @@ def keys_of(
         )
     found: list[str] = paths.to_pylist()
     if Path(found[0]).is_absolute():
-        found = [files.own(path) or path for path in found]
+        found = [_below(files.own(path) or path, tops) for path in found]
     if len(set(found)) < len(found):
         raise DataError(
             f"{where}: images have the same path, as '{_twice(found)}'",
             'write  id = "…"  in [hub]: a column, or "row" for the row\'s number',
         )
     return Texts.of(found)
+
+
+def _below(path: str, tops: Sequence[str]) -> str:
+    top, _, rest = path.partition("/")
+    return rest if rest and top in tops else path
 
 
 def _are_images(column: pa.ChunkedArray, name: str, where: str) -> None:
