@@ -368,7 +368,7 @@ def test_tar_shards_are_read_by_datasets_too(tmp_path: Path) -> None:
     assert data.image("test", 1).tobytes() == expected.tobytes()
 
 
-def test_image_files_are_called_by_their_path_in_the_dataset(tmp_path: Path) -> None:
+def test_image_files_are_called_by_their_path_below_the_split(tmp_path: Path) -> None:
     files = {
         f"{split}/{pet}/{i}.png": layouts.photograph(10 * place + i, 16, "PNG")
         for split in ("train", "test")
