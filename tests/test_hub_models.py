@@ -352,6 +352,7 @@ def test_texts_without_transformers_say_what_to_install(
         make_tokenizer(siglip)
 
 
+@pytest.mark.interop
 def test_texts_become_the_tokens_of_that_tokenizer(siglip: BackboneSpec, hub: HubStandIn) -> None:
     """Lower case and no punctuation by clean = "canonicalize"; padded to the context with 0."""
     pytest.importorskip("transformers")
@@ -362,6 +363,7 @@ def test_texts_become_the_tokens_of_that_tokenizer(siglip: BackboneSpec, hub: Hu
     assert torch.allclose(embedded.norm(dim=-1), torch.ones(1))
 
 
+@pytest.mark.interop
 def test_a_tokenizer_of_another_vocabulary(siglip: BackboneSpec, hub: HubStandIn) -> None:
     pytest.importorskip("transformers")
     model: Any = loaded(siglip)
@@ -371,6 +373,7 @@ def test_a_tokenizer_of_another_vocabulary(siglip: BackboneSpec, hub: HubStandIn
         text.encode(["bird"])
 
 
+@pytest.mark.interop
 def test_a_folder_of_ones_own_brings_its_tokenizer(
     siglip: BackboneSpec, hub: HubStandIn, tmp_path: Path
 ) -> None:
@@ -386,6 +389,7 @@ def test_a_folder_of_ones_own_brings_its_tokenizer(
     assert hub.requests == []
 
 
+@pytest.mark.interop
 @pytest.mark.slow
 def test_fetched_ahead_texts_are_encoded_without_a_network(
     siglip: BackboneSpec, hub: HubStandIn, tmp_path: Path
