@@ -23,6 +23,7 @@ from saebench.units import (
     Unit,
     backbone_identity,
     coder_identity,
+    head_identity,
     root_site,
 )
 from saebench.weights import weights_bytes, weights_sha256
@@ -76,7 +77,7 @@ def make_plan(
     and are to be kept. Errors: NotFound, Mismatch and SpecError for what does not fit.
     """
     check_config(config)
-    backbones = _backbones(config, registry)
+    backbones = [registry.buildable(spec.name) for spec in _backbones(config, registry)]
     tasks = [load_task(registry, name) for name in registry.match_tasks(config.task)]
     if not config.task and config.suite == "default":
         tasks = [task for task in tasks if task.suite == "default"]
@@ -170,6 +171,7 @@ def _units(
     source: Source,
 ) -> Iterator[Unit]:
     on_backbone = backbone_identity(backbone, root_site(registry, coder))
+    head = head_identity(backbone, source.spec)
     sae = coder_identity(registry, coder)
     dataset = {
         "name": source.spec.name,
@@ -187,6 +189,7 @@ def _units(
             options = dict(task.options) | ({"conventions": True} if conventions else {})
             identity = {
                 "backbone": on_backbone,
+                "head": head,
                 "sae": sae,
                 "dataset": dataset,
                 "task": {"name": task.name, "version": task.version, "options": options},

@@ -42,6 +42,14 @@ class Origin:
     root: Path
     trusted: bool
 
+    def require_trust(self, what: str) -> None:
+        """Errors: UsageError where Python from here may not run."""
+        if not self.trusted:
+            raise UsageError(
+                f"{what} would run code from a folder that is not trusted",
+                f"type the folder:  --registry {self.root}   or add it to  trusted  in config.toml",
+            )
+
     def folder(self, kind: str) -> Path:
         """The folder of a kind: `backbones`, `datasets`, `saes`, `tasks` or `leaderboards`."""
         if kind in ("tasks", "leaderboards"):
@@ -146,6 +154,13 @@ class Registry:
 
     def backbone(self, name: str) -> BackboneSpec:
         return self.backbones.get(name)
+
+    def buildable(self, name: str) -> BackboneSpec:
+        """A backbone that is about to be built. Errors: UsageError for a loader not trusted."""
+        spec = self.backbones.get(name)
+        if ":" in spec.loader:
+            self.backbones.origin(name).require_trust(f"loader = '{spec.loader}' of {spec.path}")
+        return spec
 
     def dataset(self, name: str) -> DatasetSpec:
         return self.datasets.get(name)

@@ -76,6 +76,8 @@ class InputSpec:
     std: tuple[float, float, float] = semantic(default=(0.5, 0.5, 0.5))
 
     def __post_init__(self) -> None:
+        if self.resize_to is None and self.resize != "none":
+            object.__setattr__(self, "resize_to", self.size)
         if self.size < 1 or (self.resize_to is not None and self.resize_to < 1):
             raise ValueError("size and resize_to are pixels, 1 or more")
         if min(self.std) <= 0:
@@ -178,12 +180,12 @@ class BackboneSpec:
     model: str = semantic()
     model_args: Mapping[str, Any] = semantic(default_factory=dict)
     revision: str = semantic(default="")  # of your own loader: change it when its code changes
-    activation: Activation | None = semantic(default=None)
+    activation: Activation | None = None  # checked on the model: it decides nothing
     weights: WeightsSpec = semantic(default_factory=WeightsSpec)
     input: InputSpec = semantic()
     sites: Mapping[str, SiteSpec] = field(default_factory=dict)
     site: str = ""  # where controls are run when no SAE asks for another; none: the first of sites
-    head: HeadSpec = semantic(default_factory=HeadSpec)
+    head: HeadSpec = field(default_factory=HeadSpec)  # see `units.head_identity`
     base: str | None = None
     dataset: str = ""  # the dataset to measure on when none is named
     embedded: bool = False  # part of the benchmark that runs without a download
@@ -294,7 +296,7 @@ class DatasetSpec:
     id_pattern: str = semantic(default="")
     holdout: float | None = semantic(default=None)  # no split folders: this share is `test`
     # Of zero-shot texts, with {} for the name; or the name of a set: `openai_imagenet`, `simple`.
-    templates: tuple[str, ...] | str = semantic(default=())
+    templates: tuple[str, ...] | str = ()  # see `units.head_identity`
     replaces: str = ""
     description: str = ""
     licence: str = ""

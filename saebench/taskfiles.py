@@ -56,11 +56,7 @@ def describe(registry: Registry, name: str) -> TaskDescription:
 def load_task(registry: Registry, name: str) -> type[Task]:
     """The task class of a file. Errors: UsageError (not trusted), SpecError (not one Task)."""
     origin, path = registry.task_path(name)
-    if not origin.trusted:
-        raise UsageError(
-            f"the task file {path} would run code from a folder that is not trusted",
-            f"type the folder:  --registry {origin.root}   or add it to  trusted  in config.toml",
-        )
+    origin.require_trust(f"the task file {path}")
     module_name = _module_name(origin.label, path)
     module = sys.modules.get(module_name)
     if module is None:

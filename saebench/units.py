@@ -20,7 +20,7 @@ from saebench.modelfiles import model_files
 from saebench.registry import Registry
 from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
 from saebench.task import REPLICATES, Task
-from saebench.weights import weights_sha256
+from saebench.weights import HUB_MODEL, weights_sha256
 
 SEGMENT = 2048  # images; a protocol constant that shards and batches do not move
 STATISTICS_IMAGES = 2048  # train images that means, covariances and control scales are fitted on
@@ -70,14 +70,29 @@ class Unit:
 
 
 def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
-    """Everything about a backbone and one of its sites that can change a number."""
+    """Everything about a backbone and one of its sites that can change its activations."""
     return {
         "name": spec.name,
         **semantic_fields(spec),
+        # A repository's files are known by their hashes, whatever commit they came from.
+        "model": spec.model.partition("@")[0] if spec.model.startswith(HUB_MODEL) else spec.model,
         "weights": weights_sha256(spec),
         "model_files": model_files(spec),
         "site": semantic_fields(spec.sites[site]),
     }
+
+
+def head_identity(spec: BackboneSpec, dataset: DatasetSpec) -> dict[str, Any]:
+    """What a backbone says of a dataset's classes: not what it says of other datasets."""
+    head, outputs = spec.head, spec.head.outputs(dataset)
+    fields: dict[str, Any] = {"kind": head.kind}
+    if head.kind == "classifier":
+        fields["outputs"] = [outputs.start, outputs.stop] if outputs else None
+    if head.kind == "zero_shot":
+        own = head.templates.get(dataset.name)
+        given = dataset.templates if own is None else own
+        fields["templates"] = given if isinstance(given, str) else list(given)
+    return fields
 
 
 def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:

@@ -202,3 +202,53 @@ def test_a_backbone_without_its_weights_stops_the_others_not(tmp_path: Path) -> 
     assert [refusal.name for refusal in found.refused] == ["absent"]
     with pytest.raises(WeightsError, match=r"gone\.safetensors"):
         plan(root, backbone=("absent",))
+
+
+def ids_of(root: Path, backbone: str) -> set[str]:
+    return ids(write(root, FILES | {"registry/backbones/small.toml": backbone}))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'activation = "gelu"\n',
+        'description = "the same"\n',
+        'head = { kind = "none", classes = { elsewhere = [0, 3] } }\n',
+    ],
+)
+def test_what_an_entry_adds_without_changing_a_number(more: str, tmp_path: Path) -> None:
+    assert ids_of(tmp_path / "a", BACKBONE) == ids_of(tmp_path / "b", more + BACKBONE)
+
+
+def test_a_size_that_is_written_out_is_the_same_size(tmp_path: Path) -> None:
+    written = BACKBONE.replace("[input]\nsize = 32", "[input]\nsize = 32\nresize_to = 32")
+    assert ids_of(tmp_path / "a", BACKBONE) == ids_of(tmp_path / "b", written)
+    larger = written.replace("resize_to = 32", "resize_to = 36")
+    assert not ids_of(tmp_path / "a", BACKBONE) & ids_of(tmp_path / "c", larger)
+
+
+def test_which_outputs_are_the_classes_of_this_dataset_is_in_the_identity(tmp_path: Path) -> None:
+    def head(first: int, name: str) -> str:
+        kind = f'head = {{ kind = "classifier", classes = {{ {name} = [{first}, 48] }} }}\n'
+        return kind + BACKBONE
+
+    one, two = ids_of(tmp_path / "a", head(0, "shapes")), ids_of(tmp_path / "b", head(1, "shapes"))
+    assert not one & two
+    other = ids_of(tmp_path / "c", head(0, "digits"))
+    assert other == ids_of(tmp_path / "d", head(1, "digits"))
+    assert not other & one
+
+
+def test_a_loader_from_a_folder_that_is_not_trusted_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = BACKBONE.replace('loader = "timm"', 'loader = "evil_module:build"')
+    root = write(tmp_path / "content", FILES | {"registry/backbones/small.toml": loader})
+    (tmp_path / "evil_module.py").write_text("raise AssertionError('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SAEBENCH_PATH", str(root))
+    config = RunConfig(backbone=("small",), task=("reconstruction",))
+    with pytest.raises(UsageError, match=r"(?s)evil_module:build.*not trusted.*--registry"):
+        make_plan(config, Registry.load(), source_of)
+    monkeypatch.delenv("SAEBENCH_PATH")
+    assert plan(root, task=("reconstruction",)).units  # the folder was typed

@@ -25,7 +25,7 @@ def check_sae(registry: Registry, name: str, *, access: Access | None = None) ->
     held: dict[str, Any] = {}
 
     def declared() -> str:
-        held["spec"] = backbone_spec = registry.backbone(spec.backbone)
+        held["spec"] = backbone_spec = registry.buildable(spec.backbone)
         site = check_fit(backbone_spec, chain[-1])
         return f"{spec.site} ({spec.tokens}) of {backbone_spec.name}, width {site.width}"
 

@@ -97,7 +97,7 @@ def _identity_batches(
     registry: Registry, name: str, access: Access | None
 ) -> tuple[Callable[[int, int], SaeBatch], Context]:
     """Real activations of an embedded backbone behind the identity control."""
-    spec = registry.backbone(name)
+    spec = registry.buildable(name)
     backbone = load_backbone(spec)
     dataset, order, images_b3hw = real_images(backbone, registry, access=access)
     manifest = dataset.manifest(dataset.spec.test)

@@ -48,7 +48,7 @@ def resolve(config: TrainConfig, registry: Registry, out: Path) -> Job:
         name = parent_of(f"{config.on}/codes") if config.on.startswith("sae:") else config.on
         assert name is not None
         parents = chain_of(registry, registry.sae(name))
-    backbone = registry.backbone(_backbone_name(config, parents))
+    backbone = registry.buildable(_backbone_name(config, parents))
     site, tokens = (
         (parents[-1].site, parents[-1].tokens)
         if parents
