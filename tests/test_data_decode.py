@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from skimage.io import imread
 
@@ -143,7 +144,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     np.testing.assert_array_equal(pixels(tiff), repeated(expected))
     pgm = b"P5 7 2 65535\n" + big.tobytes()
     np.testing.assert_array_equal(pixels(pgm), repeated(expected))
-    # PIL's reader keeps the high byte of colours, which is within one of the rounded value.
+    # PIL's reader keeps the high byte of colours and of gray with alpha, which is within one of the rounded value.
     for kind, channels in ((2, 3), (6, 4), (4, 2)):
         many = np.repeat(big[..., None], channels, axis=2)
         data = png(many.view(np.uint8).reshape(2, -1), 16, kind)
@@ -159,6 +160,62 @@ def test_floats_are_shares_or_bytes():
     for odd in (shares - 1, shares * 1000, np.where(shares > 0.5, np.nan, shares)):
         with pytest.raises(BadImage, match="its values are"):
             decode(saved(Image.fromarray(odd.astype(np.float32)), "TIFF"))
+
+
+def tiff(values: np.ndarray, **options: Any) -> bytes:
+    """As tifffile writes it."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **{"photometric": "minisblack", **options})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_a_tiff_whose_least_value_is_white(dtype: str, compression: str | None):
+    white = {"u1": 255, "u2": 65535, "f4": 1}[dtype]
+    values = (DEEP / 65535 * white).astype(dtype)
+    expected = np.rint((1 - values.astype(np.float64) / white) * 255).astype(np.uint8)
+    data = tiff(values, photometric="miniswhite", compression=compression)
+    np.testing.assert_array_equal(pixels(data), repeated(expected))
+    np.testing.assert_array_equal(
+        pixels(tiff(values, compression=compression)),
+        repeated(np.rint(values.astype(np.float64) / white * 255).astype(np.uint8)),
+    )
+
+
+def test_sixteen_bits_of_either_byte_order_and_twelve():
+    expected = repeated(np.rint(DEEP / 257).astype(np.uint8))
+    for order in "<>":
+        values = DEEP.astype("u2")
+        np.testing.assert_array_equal(pixels(tiff(values, byteorder=order)), expected)
+    plain = b"P2 7 2 65535\n" + " ".join(map(str, DEEP.ravel())).encode() + b"\n"
+    np.testing.assert_array_equal(pixels(plain), expected)
+    deep = saved(Image.fromarray(DEEP.astype(np.uint16)), "JPEG2000", irreversible=False)
+    np.testing.assert_array_equal(pixels(deep), expected)
+    # Two values of 12 bits in three bytes, the high bits first (TIFF 6.0, FillOrder 1).
+    values = np.array([[0, 1, 8, 9], [16, 2048, 4094, 4095]])
+    first, second = values.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+    scaled = repeated(np.rint(values * (255 / 4095)).astype(np.uint8))
+    np.testing.assert_array_equal(pixels(tiff_of(packed.astype(np.uint8), 4, 2, 12)), scaled)
+
+
+def tiff_of(data: np.ndarray, width: int, height: int, bits: int) -> bytes:
+    """A gray TIFF of one strip, written from the specification."""
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    tags[279] = data.size
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + data.size) + data.tobytes()
+    return start + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "u4"])
+def test_numbers_that_do_not_say_what_is_white_are_refused(dtype: str):
+    """Of 0 to 127, which would come out as nearly black, or as black where they are negative."""
+    values = np.arange(12).reshape(3, 4).astype(dtype)
+    for one in (values, -values) if dtype[0] == "i" else (values,):
+        with pytest.raises(BadImage, match=r"its values are (signed )?whole numbers.*8 or 16 bits"):
+            decode(tiff(one))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
