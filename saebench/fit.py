@@ -24,6 +24,8 @@ from saebench.backbones import Backbone
 from saebench.batch import Tiles, check_finite, is_out_of_memory, rebased
 from saebench.data import Dataset
 from saebench.data.loader import batches
+from saebench.errors import DataError
+from saebench.identity import content_hash
 from saebench.saes import Coder
 from saebench.specs import semantic_fields
 from saebench.store import Artifact, Store
@@ -177,18 +179,22 @@ class Fitter:
         """The artifact of each, from the store where it is, else from one pass for all.
 
         Each maker gives an empty fit; a pass that runs out of memory begins again with new ones.
-        Errors: NonFiniteError (NaN or infinite train activations: nothing is stored).
+        A fit of which images were left out is another artifact, and made anew in every run: only a
+        pass tells which images still do not decode.
+        Errors: NonFiniteError (NaN or infinite train activations: nothing is stored), DataError
+        (an image that does not decode, or none that does).
         """
         fits = [make() for make in makers]
         found = [self.store.find(fit.kind, self._key(fit)) for fit in fits]
         missing = [i for i, artifact in enumerate(found) if artifact is None]
-        fitted = self._pass([makers[i] for i in missing])
+        fitted, bad = self._pass([makers[i] for i in missing])
         made = dict(zip(missing, fitted, strict=True))
         artifacts = []
         for i, artifact in enumerate(found):
             if artifact is None:
                 fit = made[i]
-                artifact = self.store.get(fit.kind, self._key(fit), fit.arrays)
+                key = self._key(fit) | self._left_out(fit, bad)
+                artifact = self.store.get(fit.kind, key, fit.arrays)
             artifacts.append(artifact)
         return artifacts
 
@@ -200,54 +206,71 @@ class Fitter:
             "n_images": self._n_images(fit),
             "dtype": self.dtype,
             "protocol": PROTOCOL,
-            **({"bad_images": self.bad_images} if self.bad_images != "fail" else {}),
             **fit.key,
         }
 
     def _n_images(self, fit: Fit) -> int:
         return min(fit.n_images or self.source.n_train, self.source.n_train)
 
-    def _pass(self, makers: Sequence[Callable[[], Fit]]) -> list[Fit]:
+    def _left_out(self, fit: Fit, bad: Mapping[int, str]) -> dict[str, Any]:
+        """What the key of a fit says of its images that were left out: bad is place -> id."""
+        ids = [bad[place] for place in sorted(bad) if place < self._n_images(fit)]
+        if len(ids) == self._n_images(fit):
+            raise DataError(
+                f"none of the {len(ids)} images of '{self.source.spec.name}', split "
+                f"'{self.source.spec.train}', that statistics are fitted on can be decoded",
+                "the first of them, and why, are in the list of bad images",
+            )
+        return {"left_out": content_hash(ids)} if ids else {}
+
+    def _pass(self, makers: Sequence[Callable[[], Fit]]) -> tuple[list[Fit], dict[int, str]]:
+        """The fits after their pass, and the images that were left out: place -> id."""
         while True:
             fits = [make() for make in makers]
             try:
-                if fits:
-                    self._see_images(fits)
-                return fits
+                return fits, self._see_images(fits) if fits else {}
             except Exception as error:
                 if not (is_out_of_memory(error) and self.tiles.halve()):
                     raise
                 error.__traceback__ = None  # it holds the frames that hold the memory
                 del fits
 
-    def _see_images(self, fits: Sequence[Fit]) -> None:
+    def _see_images(self, fits: Sequence[Fit]) -> dict[int, str]:
         last = max(self._n_images(fit) for fit in fits)
         split = self.source.spec.train
         manifest = self.dataset.manifest(split)
+        order = manifest.order(last)
+        place = {row: i for i, row in enumerate(order.tolist())}
+        bad: dict[int, str] = {}
+
+        def left_out(row: int, why: str) -> None:
+            bad[place[row]] = manifest.ids[row]
+            self.on_bad(split, row, why)
+
         stream = batches(
             self.dataset,
             split,
-            manifest.order(last),
+            order,
             self.backbone.transform,
             self.tiles.batch_size,
             self.workers,
             bad_images=self.bad_images,
-            on_bad=lambda row, why: self.on_bad(split, row, why),
+            on_bad=left_out,
         )
-        seen = 0
         for index, images_b3hw in stream:
-            # No fit ends inside a batch of another: each sees its own first images exactly.
-            sites = sorted({fit.site for fit in fits if self._n_images(fit) > seen})
+            # Each fit sees its own first images exactly, whatever else is fitted in the pass.
+            places = np.array([place[row] for row in index.tolist()])
+            own = {id(fit): int((places < self._n_images(fit)).sum()) for fit in fits}
+            sites = sorted({fit.site for fit in fits if own[id(fit)]})
             captures = self.backbone.acts(images_b3hw, sites)
             for site in sites:
                 acts_btd = captures[site].acts_btd.float()
                 check_finite(acts_btd, self.backbone, site, manifest.ids[int(index[0])])
                 for fit in fits:
-                    left = self._n_images(fit) - seen
-                    if fit.site == site and left > 0:
-                        fit.update(acts_btd[:left], self.tiles.tile_bytes)
-            seen += len(index)
+                    if fit.site == site and own[id(fit)]:
+                        fit.update(acts_btd[: own[id(fit)]], self.tiles.tile_bytes)
             self.on_images(len(index))
+        return bad
 
 
 def kind_means(

@@ -32,7 +32,7 @@ from saebench.batch import (
 from saebench.calibrate import Place
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import choose_workers
-from saebench.errors import NonFiniteError, SaebenchError
+from saebench.errors import DataError, NonFiniteError, SaebenchError
 from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders
@@ -70,6 +70,7 @@ class GroupRun:
     environment: Environment
     watch: Watch = field(default_factory=Watch)
     recorded: set[Unit] = field(default_factory=set)  # units whose failure is on disk
+    bad: BadImages | None = None  # once the dataset is open
 
     def run(self) -> list[Unit]:
         """Measure every unit of the group. Returns the units that failed, each with its record."""
@@ -84,20 +85,19 @@ class GroupRun:
             self.dataset: Dataset = source.dataset or open_dataset(source.spec, source.access)
             asked = self.config.workers
             self.workers = choose_workers(self.dataset, device) if asked is None else asked
-            self.bad = BadImages(self.folder.out, self.dataset, self.watch.say)
+            bad = self.bad = BadImages(self.folder.out, self.dataset, self.watch.say)
             self.evaluation = Evaluation(
                 self.backbone,
                 self.dataset,
                 source,
                 workers=self.workers,
                 bad_images=self.config.bad_images,
-                bad=self.bad,
+                bad=bad,
             )
             self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
             for wave in self.group.waves:
                 failed += self._wave(wave)
                 waiting = [unit for unit in waiting if unit not in wave.units]
-            self.bad.report()
         except Exception as error:
             # Of the backbone or the data: nothing that is left in this group can be measured.
             # What failed for a reason of its own keeps its record.
@@ -105,6 +105,9 @@ class GroupRun:
                 if unit not in self.recorded:
                     self._fail(unit, error)
             failed += waiting
+        finally:
+            if self.bad is not None:
+                self.bad.report()
         return failed
 
     def _n_passes(self) -> int:
@@ -123,7 +126,7 @@ class GroupRun:
             self.workers,
             self.config.bad_images,
             on_images=self.watch.train_images,
-            on_bad=self.bad.add,
+            on_bad=self.evaluation.bad.add,
         )
         loaded = load_coders(
             wave.coders,
@@ -281,6 +284,11 @@ class GroupRun:
                     state = states[unit.id]
                 n_seen += int(state[SEEN])
                 task.merge({name: array for name, array in state.items() if name != SEEN})
+            if not n_seen:
+                raise DataError(
+                    f"none of the {self.group.source.n_images} images could be decoded",
+                    "which they are, and why, is in the list of bad images",
+                )
             rows, replicates = unit_rows(
                 unit, task, loaded.coders[unit.coder], self.environment, seconds, n_seen
             )

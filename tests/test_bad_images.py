@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,10 @@ def test_a_latent_that_fires_late_is_not_dead(
 def test_they_are_counted_once_and_named(root: Path, damaged: list[str], tmp_path: Path) -> None:
     run(root, tmp_path, bad_images="skip", train_limit=32, memory="1KiB")  # several waves
     run(root, tmp_path, bad_images="skip", overwrite="all")
-    with (tmp_path / "_bad_images/shapes.csv").open(newline="") as file:
-        listed = list(csv.DictReader(file))
-    assert sorted(row["id"] for row in listed if row["split"] == "test") == sorted(damaged)
-    assert len([row for row in listed if row["split"] == "train"]) == len(BAD_TRAIN)
-    assert all("truncated" in row["why"] for row in listed)
+    lines = listed(tmp_path)
+    assert sorted(line["id"] for line in lines if line["split"] == "test") == sorted(damaged)
+    assert len([line for line in lines if line["split"] == "train"]) == len(BAD_TRAIN)
+    assert all("truncated" in line["why"] for line in lines)
 
 
 def test_segments_and_resuming_do_not_move_a_bit(
@@ -181,6 +181,104 @@ def test_training_leaves_them_out_too(root: Path, damaged: list[str], tmp_path: 
     (trained,) = train(config)
     assert trained.measured is not None
     assert trained.measured.n_rows == (64 - len(BAD_TRAIN)) * 17
+
+
+def test_what_was_fitted_without_some_images_is_not_taken_once_they_are_back(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shapes, "_decode", without(root, "train", range(0, 64, 2)))
+        half = run(root, tmp_path / "half", sae=("mean",), bad_images="skip")
+    whole = run(root, tmp_path / "whole", sae=("mean",), bad_images="skip")
+    strict = run(root, tmp_path / "strict", sae=("mean",))
+    of_half, of_whole, of_strict = (
+        default(rows, "mean", "fvu")["value"] for rows in (half, whole, strict)
+    )
+    assert of_whole == of_strict != of_half
+
+
+def without(root: Path, split: str, places: Iterable[int]) -> Any:
+    """A decoder that fails at these places of a split's order."""
+    manifest = open_dataset(Registry.load([root]).dataset("shapes")).manifest(split)
+    bad = {int(manifest.order()[place]) for place in places}
+
+    def decode(self: Shapes, which: str, index: int) -> Image:
+        if which == split and index in bad:
+            raise OSError("image file is truncated")
+        return _undamaged(self, which, index)
+
+    return decode
+
+
+def test_a_fit_sees_the_same_images_whatever_else_is_fitted(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random control's sparsity is measured on 256 images, a PCA's covariance on more."""
+    monkeypatch.setattr(Shapes, "_decode", without(root, "train", (3, 50, 200, 255)))
+
+    def l0(store: str, *coders: str) -> float:
+        monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / store))
+        rows = run(
+            root,
+            tmp_path / store / "out",
+            sae=coders,
+            task="sparsity",
+            bad_images="skip",
+            train_limit=320,
+        )
+        return float(default(rows, "small/relu@random", "l0")["value"])
+
+    assert l0("alone", "small/relu@random") == l0("together", "small/relu@random", "pca-4")
+    fits = []
+    for store in ("alone", "together"):
+        folder = tmp_path / store / "artifacts/sae_l0"
+        fits.append({path.parent.name for path in folder.rglob("manifest.json")})
+    assert fits[0] == fits[1] != set()
+
+
+def test_images_of_which_none_decodes_are_no_result(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shapes, "_decode", without(root, "test", range(N)))
+    with pytest.warns(UserWarning, match="units failed"):
+        assert run(root, tmp_path / "out", bad_images="skip").empty
+    record = next((tmp_path / "out/_errors").glob("*.json")).read_text()
+    assert f"none of the {N} images could be decoded" in record
+    monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(Shapes, "_decode", without(root, "train", range(64)))
+    with pytest.warns(UserWarning, match="units failed"):
+        assert run(root, tmp_path / "other", sae=("mean",), bad_images="skip").empty
+
+
+def test_the_list_has_what_was_met_before_an_interrupt(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "SEGMENT", 40)
+    monkeypatch.setattr(evaluation, "SEGMENT", 40)
+    monkeypatch.setattr(Shapes, "_decode", without(root, "test", (5, 60)))
+    import saebench.runner as runner
+
+    honest = runner.GroupRun._segment
+
+    def interrupted(self: Any, segment: int, *args: Any) -> Any:
+        if segment == 1:
+            raise KeyboardInterrupt
+        return honest(self, segment, *args)
+
+    monkeypatch.setattr(runner.GroupRun, "_segment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, tmp_path, bad_images="skip")
+    assert len(listed(tmp_path)) == 1
+    monkeypatch.setattr(runner.GroupRun, "_segment", honest)
+    rows = run(root, tmp_path, bad_images="skip")
+    assert set(rows["n_skipped"]) == {2}
+    assert len(listed(tmp_path)) == 2
+
+
+def listed(out: Path) -> list[dict[str, str]]:
+    with (out / "_bad_images/shapes.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,19 @@ def test_a_row_that_is_not_finite_is_an_error() -> None:
     x_nd[7, 2] = float("nan")
     with pytest.raises(NonFiniteError, match="1 of 50 rows"):
         Stream(Rows(x_nd), 10, memory=2**20).batch(0)
+
+
+class Gaps(Tokens):
+    """Every second image does not decode, and has no rows."""
+
+    def rows(self, images: np.ndarray) -> Tensor:
+        return super().rows(images[images % 2 == 0])
+
+
+def test_images_that_were_left_out_are_made_up_for_evenly() -> None:
+    stream = Stream(Gaps(), 20, memory=2**20)
+    batches = [row_names(stream.batch(i)) for i in range(stream.batches_an_epoch)]
+    assert all(len(batch) == 20 for batch in batches)
+    count = Counter(row for batch in batches for row in batch)
+    assert len(count) == 100
+    assert set(count.values()) == {2}  # ten batches of 20 from 100 rows: each row twice

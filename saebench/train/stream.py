@@ -83,9 +83,11 @@ class Stream:
         window = int(np.searchsorted(self._ends, place, side="right"))
         self._open(epoch, window)
         first = place - (int(self._ends[window - 1]) if window else 0)
-        rows = self._order[first * self.batch_rows : (first + 1) * self.batch_rows]
-        if len(rows) < self.batch_rows:  # images that did not decode are short of a whole batch
-            rows = torch.cat([rows, self._order[: self.batch_rows - len(rows)]])
+        start = first * self.batch_rows
+        rows = self._order[start : start + self.batch_rows]
+        if len(rows) < self.batch_rows:
+            # Images that were left out have no rows: the window goes round to its beginning.
+            rows = self._order[torch.arange(start, start + self.batch_rows) % len(self._order)]
         return self._x_nd[rows]
 
     def sample(self, n_rows: int) -> Iterator[Tensor]:
