@@ -144,7 +144,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     np.testing.assert_array_equal(pixels(tiff), repeated(expected))
     pgm = b"P5 7 2 65535\n" + big.tobytes()
     np.testing.assert_array_equal(pixels(pgm), repeated(expected))
-    # PIL's reader keeps the high byte of colours and of gray with alpha, which is within one of the rounded value.
+    # PIL's reader keeps the high byte of colours and of gray with alpha, within one of the rounded
+    # value.
     for kind, channels in ((2, 3), (6, 4), (4, 2)):
         many = np.repeat(big[..., None], channels, axis=2)
         data = png(many.view(np.uint8).reshape(2, -1), 16, kind)

@@ -120,7 +120,7 @@ def _from_numbers(image: Image) -> Image:
 
 
 def _white(image: Image) -> int:
-    """The largest value of a gray image of whole numbers. Errors: BadImage where it is not known."""
+    """The largest value that a gray image of whole numbers may have. Errors: BadImage: unknown."""
     bits = 16 if image.format in _TO_16_BITS else 0
     if image.format == "TIFF":
         bits = getattr(image, "tag_v2", {}).get(_BITS, (0,))[0]

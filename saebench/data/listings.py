@@ -2,8 +2,8 @@
 
 `<store>/listings/<hash of what was listed>.npz` holds named arrays, and the modification times and
 sizes of the folders or shards they were made from. A listing is used while none of these differs.
-A damaged one is made anew (the zip's checksums tell), and where nothing can be written the next run
-lists again.
+A damaged one is made anew: the zip's checksums tell, and beside the key it keeps what its arrays
+are called and how large they are. Where nothing can be written the next run lists again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -56,7 +55,7 @@ def remembered(what: Mapping[str, Any], make: Callable[[], Listed]) -> Arrays:
     if made.rows >= WORTH and newest < (start - SETTLED) * 1e9:
         watched = Texts.of(made.watched)
         stamps = np.array(list(made.watched.values()), dtype=np.int64).reshape(-1, 2)
-        about = np.frombuffer(json.dumps({"key": key}).encode(), dtype=np.uint8)
+        about = np.frombuffer(json.dumps(_about(key, made.arrays)).encode(), dtype=np.uint8)
         own = {"_about": about, "_watched": watched.data, "_stamps": stamps}
         with suppress(OSError, WriteError):  # it would only have saved time
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +83,18 @@ def stamps_of(watched: Sequence[str]) -> np.ndarray:
         return np.array(list(pool.map(stamp, watched)), dtype=np.int64).reshape(-1, 2)
 
 
+def _about(key: str, arrays: Arrays) -> dict[str, Any]:
+    # A checksum is compared once all of an array is read: one that says it is smaller escapes it.
+    return {"key": key, "sizes": {name: array.nbytes for name, array in sorted(arrays.items())}}
+
+
 def _read(path: os.PathLike[str], key: str) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays.pop("_about").tobytes())
-        watched = Texts(arrays.pop("_watched"))
-        same = np.array_equal(stamps_of(watched), arrays.pop("_stamps"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        watched, stamps = Texts(arrays.pop("_watched")), arrays.pop("_stamps")
+        same = about == _about(key, arrays) and np.array_equal(stamps_of(watched), stamps)
+    except Exception:  # zipfile's, zlib's and NumPy's parsers raise whatever they meet in damage
         return None
-    return arrays if same and about == {"key": key} else None
+    return arrays if same else None
