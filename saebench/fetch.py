@@ -7,15 +7,17 @@ already; a failure is printed, and the rest goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from saebench import hub, lock
 from saebench.data import Access, open_dataset
-from saebench.errors import SaebenchError, UsageError
-from saebench.modelfiles import config_wanted
+from saebench.errors import SaebenchError, UsageError, WeightsError
+from saebench.lock import Asked, Locked
+from saebench.modelfiles import config_wanted, text_candidates, text_wanted
 from saebench.registry import Registry, not_found
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec
 from saebench.weights import wanted, weights_path
@@ -44,13 +46,15 @@ def fetch(
 ) -> int:
     """Fetch what matches: backbones, SAEs and datasets by name or glob. Returns 1 if any failed.
 
-    `update`: what is locked is asked for anew. Errors: UsageError without patterns, NotFound for
-    one that matches nothing.
+    `update`: what is locked is asked for anew, and what else moves with it is said. Errors:
+    UsageError without patterns, NotFound for one that matches nothing.
     """
     if not patterns:
         raise UsageError("fetch what?", "saebench fetch NAME…  (saebench ls backbones)")
     failed = 0
-    for name, shelf in _matches(registry, patterns):
+    before = lock.everything() if update else {}
+    matches = _matches(registry, patterns)
+    for name, shelf in matches:
         try:
             spec: Spec = shelf.get(name)
             for got in _updated(spec, access) if update else _parts(spec, access):
@@ -59,6 +63,9 @@ def fetch(
         except SaebenchError as error:
             console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
             failed = 1
+    if update:
+        for line in _moved(registry, {name for name, _ in matches}, before):
+            console.print(line, markup=False, soft_wrap=True)
     return failed
 
 
@@ -77,24 +84,39 @@ def _matches(registry: Registry, patterns: Sequence[str]) -> list[tuple[str, Any
 
 
 def _updated(spec: Spec, access: Access | None) -> list[Got]:
-    """As `_parts`, with what is locked forgotten first, and put back where that fails."""
-    before = lock.forget(_repositories(spec))
-    try:
-        return list(_parts(spec, access))
-    except SaebenchError:
-        lock.forget(_repositories(spec))
-        for asked, found in before.items():
-            lock.keep(asked, found)
-        raise
+    """As `_parts`, with all asked anew. What ends it before its end leaves the lock as it was."""
+    with lock.updating() as update:
+        got = list(_parts(spec, access))
+        for asked in update.outdated():
+            file = hub.Wanted(
+                asked.repo, tuple(asked.file.split(" or ")), spec.name, asked.revision
+            )
+            with suppress(WeightsError):  # it is no more: then it is not locked any longer
+                hub.resolve(file)
+    return got
 
 
-def _repositories(spec: Spec) -> set[tuple[lock.Kind, str]]:
-    if isinstance(spec, DatasetSpec):
-        return {("dataset", spec.hub.repo)} if spec.hub else set()
-    files = [wanted(spec)]
-    if isinstance(spec, BackboneSpec):
-        files += [config_wanted(spec), _tokenizer_wanted(spec)]
-    return {("model", file.repo) for file in files if file}
+def _moved(
+    registry: Registry, updated: Collection[str], before: dict[Asked, Locked]
+) -> Iterator[str]:
+    """What an update moved that it was not asked for, since it lies in the same repositories."""
+    now, owned = lock.everything(), set[Asked]()
+    moved = {
+        asked: f"{asked.file} of {asked.repo}" if asked.file else asked.repo
+        for asked, old in before.items()
+        if not old.same(now.get(asked))
+    }
+    for shelf in (registry.backbones, registry.saes, registry.datasets) if moved else ():
+        for name in shelf:
+            try:
+                asked = _asked(shelf.get(name))
+            except SaebenchError:
+                continue  # an entry that cannot be read is measured by nobody
+            owned |= asked
+            if name not in updated and (mine := sorted({moved[a] for a in asked & set(moved)})):
+                yield f"also moves: {name}   {', '.join(mine)}; get it by  saebench fetch {name}"
+    for other in sorted(set(moved) - owned):  # of entries elsewhere that share the lock
+        yield f"also moves: {moved[other]}"
 
 
 def _parts(spec: Spec, access: Access | None) -> Iterator[Got]:
@@ -111,21 +133,22 @@ def _parts(spec: Spec, access: Access | None) -> Iterator[Got]:
         yield Got(f"{path}   {path.stat().st_size:,} bytes", True)
     else:
         yield Got("brings its own weights", True)
-    if isinstance(spec, BackboneSpec) and (last := _tokenizer_wanted(spec)):
-        from saebench.backbones.tokenizers import fetch_tokenizer
-
-        here = hub.cached(last) is not None
-        fetch_tokenizer(spec)
-        yield Got(f"tokenizer of {last.repo} at {hub.resolve(last).commit}", here)
+    if isinstance(spec, BackboneSpec) and spec.head.kind == "zero_shot":
+        for file in text_wanted(spec):
+            yield _file(file)
 
 
-def _tokenizer_wanted(spec: BackboneSpec) -> hub.Wanted | None:
-    """The last file of the tokenizer that zero-shot texts need; None where none is of a hub."""
-    if spec.loader != "open_clip" or spec.head.kind != "zero_shot":
-        return None
-    from saebench.backbones.tokenizers import tokenizer_wanted
-
-    return tokenizer_wanted(spec)
+def _asked(spec: Spec) -> set[Asked]:
+    """What an entry asks of hubs, as far as that is known without asking them."""
+    if isinstance(spec, DatasetSpec):
+        return {Asked("dataset", spec.hub.repo, spec.hub.revision or "")} if spec.hub else set()
+    files = [wanted(spec)]
+    if isinstance(spec, BackboneSpec):
+        config = config_wanted(spec)
+        files.append(config)
+        if spec.head.kind == "zero_shot" and (config is None or hub.cached(config)):
+            files += text_candidates(spec)
+    return {file.asked for file in files if file}
 
 
 def _file(wanted: hub.Wanted) -> Got:

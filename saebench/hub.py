@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from saebench import lock
-from saebench.errors import SaebenchError, WeightsError
+from saebench.errors import SaebenchError, WeightsError, WriteError
 from saebench.hub_errors import failures, problem, unreachable
 from saebench.identity import file_sha256
 from saebench.lock import Asked, Kind, Locked
@@ -80,17 +80,26 @@ def resolve(wanted: Wanted) -> Locked:
     """What a file is: commit, name, sha256. Locked from here on.
 
     Asks the hub for the file's metadata, and downloads it only where that has no sha256.
-    Errors: WeightsError with what to type next; WriteError for a lock file that cannot be written.
+    Errors: WeightsError with what to type next; WriteError for a lock file that cannot be written,
+    unless the commit is known already: it decides what the file is.
     """
     if found := known(wanted):
         return found
-    found = _here(wanted, wanted.revision) if is_commit(wanted.revision) else None
-    found = found or _ask(wanted)
+    commit = wanted.revision if is_commit(wanted.revision) else lock.commit_of(wanted.asked)
+    # Which of several names an entry means is the hub's to say, unless the entry pins the commit.
+    sure = commit and (commit == wanted.revision or len(wanted.names) == 1)
+    found = (_here(wanted, commit) if sure else None) or _ask(wanted)
     if not found.sha256:
         path = _download(wanted, found)
         found = replace(found, sha256=file_sha256(path), bytes=path.stat().st_size)
     _agree(wanted, found, "the hub has")
-    return lock.keep(wanted.asked, replace(found, when=_now()))
+    found = replace(found, when=_now())
+    try:
+        return lock.keep(wanted.asked, found)
+    except WriteError:
+        if not commit:
+            raise
+        return found
 
 
 def fetch(wanted: Wanted) -> Path:
@@ -114,17 +123,21 @@ def fetch(wanted: Wanted) -> Path:
 def files_of(wanted: Wanted) -> list[str]:
     """The names of all files of the repository, at the commit that it is locked at.
 
-    Errors: as `resolve`.
+    Where nobody answers, those that the cache has. Errors: as `resolve`.
     """
     from huggingface_hub import HfApi
 
     revision = lock.commit_of(wanted.asked) or wanted.revision
+    # Not list_repo_files, which tries for half a minute where nobody listens.
+    ask = HfApi().model_info if wanted.kind == "model" else HfApi().dataset_info
     try:
-        return HfApi().list_repo_files(
-            wanted.repo, revision=revision or None, repo_type=wanted.kind
-        )
+        info = ask(wanted.repo, revision=revision or None)
     except failures() as error:
-        raise _problem(replace(wanted, names=()), error, revision) from error
+        folder = _snapshot(replace(wanted.asked, revision=revision)) if unreachable(error) else None
+        if folder is None:
+            raise _problem(replace(wanted, names=()), error, revision) from error
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return [file.rfilename for file in info.siblings or ()]
 
 
 def resolve_revision(repo: str, revision: str | None, *, kind: Kind, by: str) -> str:
@@ -142,15 +155,16 @@ def resolve_revision(repo: str, revision: str | None, *, kind: Kind, by: str) ->
     try:
         commit = str(HfApi().repo_info(repo, revision=revision, repo_type=kind).sha)
     except failures() as error:
-        commit = _last_seen(asked) if unreachable(error) else ""
-        if not commit:
+        folder = _snapshot(asked) if unreachable(error) else None
+        if folder is None:
             wanted = Wanted(repo, (), by, asked.revision, kind=kind)
             raise _problem(wanted, error, asked.revision) from error
+        commit = folder.name
     return lock.keep(asked, Locked(commit, when=_now())).commit
 
 
-def _last_seen(asked: Asked) -> str:
-    """The commit at which the cache last saw a revision; '' where it never did."""
+def _snapshot(asked: Asked) -> Path | None:
+    """The folder in which the cache has what it last saw at a revision; None where it never did."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -161,8 +175,8 @@ def _last_seen(asked: Asked) -> str:
             local_files_only=True,
         )
     except failures():
-        return ""
-    return Path(there).name
+        return None
+    return Path(there)
 
 
 def _ask(wanted: Wanted) -> Locked:

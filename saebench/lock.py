@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,33 @@ class Locked:
     bytes: int = 0
     when: str = ""  # UTC, ISO 8601
 
-    def same(self, other: Locked) -> bool:
+    def same(self, other: Locked | None) -> bool:
         """Whether both are the same bytes of the same commit, whenever they came."""
-        return (self.commit, self.file, self.sha256) == (other.commit, other.file, other.sha256)
+        mine = (self.commit, self.file, self.sha256)
+        return other is not None and mine == (other.commit, other.file, other.sha256)
+
+
+@dataclass
+class Update:
+    """What came since an update began, all asked anew."""
+
+    found: dict[Asked, Locked] = field(default_factory=dict)
+
+    def outdated(self) -> dict[Asked, Locked]:
+        """What is locked at other commits than those that came now, and was not itself asked for.
+
+        All files of a repository at one revision come from one commit, so these move too.
+        """
+        commits = {(a.kind, a.repo, a.revision): found.commit for a, found in self.found.items()}
+        return {
+            asked: old
+            for asked, old in _read(lock_path()).items()
+            if asked not in self.found
+            and commits.get((asked.kind, asked.repo, asked.revision), old.commit) != old.commit
+        }
+
+
+_update: ContextVar[Update | None] = ContextVar("update", default=None)
 
 
 def lock_path() -> Path:
@@ -62,7 +87,7 @@ def lock_path() -> Path:
 
 def everything() -> dict[Asked, Locked]:
     """All that is locked. Errors: WeightsError for a lock file that cannot be read."""
-    return dict(_read(lock_path()))
+    return dict(_known())
 
 
 def find(asked: Asked) -> Locked | None:
@@ -70,7 +95,7 @@ def find(asked: Asked) -> Locked | None:
 
     Errors: WeightsError for a lock file that cannot be read.
     """
-    return _read(lock_path()).get(asked)
+    return _known().get(asked)
 
 
 def commit_of(asked: Asked) -> str:
@@ -78,7 +103,7 @@ def commit_of(asked: Asked) -> str:
 
     All files that are asked of one repository at one revision come from one commit.
     """
-    for other, found in _read(lock_path()).items():
+    for other, found in _known().items():
         if (other.kind, other.repo, other.revision) == (asked.kind, asked.repo, asked.revision):
             return found.commit
     return ""
@@ -87,9 +112,13 @@ def commit_of(asked: Asked) -> str:
 def keep(asked: Asked, found: Locked) -> Locked:
     """Write down what came, and return what holds: of several processes, the first one's.
 
+    During an update it is written with all the rest, at its end.
+
     Errors: WeightsError for a lock file that cannot be read, WriteError for one that cannot be
     written.
     """
+    if update := _update.get():
+        return update.found.setdefault(asked, found)
     with _held() as path:
         known = _read(path)
         if asked not in known:
@@ -98,14 +127,32 @@ def keep(asked: Asked, found: Locked) -> Locked:
         return known[asked]
 
 
-def forget(repositories: Collection[tuple[Kind, str]]) -> dict[Asked, Locked]:
-    """Take out all that is locked of some repositories, so that they are asked anew; return it."""
+@contextmanager
+def updating() -> Iterator[Update]:
+    """Ask anew: within, nothing is known to be locked; at the end, what came is locked instead.
+
+    That is one write. Whatever ends the update before leaves all as it was.
+    Errors: as `keep`, at once, before anything is asked.
+    """
     with _held() as path:
-        known = _read(path)
-        out = {k: v for k, v in known.items() if (k.kind, k.repo) in repositories}
-        if out:
-            _write(path, {k: v for k, v in known.items() if k not in out})
-        return out
+        _read(path)
+    update = Update()
+    token = _update.set(update)
+    try:
+        yield update
+    finally:
+        _update.reset(token)
+    if not update.found:
+        return
+    with _held() as path:
+        gone = update.outdated()
+        kept = {asked: old for asked, old in _read(path).items() if asked not in gone}
+        _write(path, kept | update.found)
+
+
+def _known() -> dict[Asked, Locked]:
+    update = _update.get()
+    return _read(lock_path()) if update is None else update.found
 
 
 @contextmanager

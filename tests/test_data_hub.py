@@ -559,7 +559,7 @@ def test_what_is_locked_stays(hub: HubStandIn) -> None:
     assert len(open_dataset(spec_of()).manifest("train")) == 5
     other = open_dataset(spec_of(revision=second))
     assert len(other.manifest("train")) == 9
-    lock.forget({("dataset", REPO)})
+    lock.lock_path().unlink()
     fresh = open_dataset(spec_of())
     assert fresh.resolved_revision == second
     assert len(fresh.manifest("train")) == 9

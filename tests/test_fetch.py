@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
@@ -115,6 +117,57 @@ def test_an_update_that_fails_keeps_what_was_locked(registry: Registry, hub: Hub
     hub.commit("me/first", {"model.safetensors": b"other weights"})
     assert said(registry, "first", update=True)[0] == 1
     assert lock.everything() == before
+
+
+@pytest.mark.parametrize("where", ["get_hf_file_metadata", "hf_hub_download"])
+def test_an_update_that_is_stopped_keeps_what_was_locked(
+    where: str, registry: Registry, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(registry, "first")
+    before = lock.lock_path().read_bytes()
+    hub.commit("me/first", {"model.safetensors": b"other weights"})
+
+    def stopped(*_: Any, **__: Any) -> NoReturn:
+        assert lock.lock_path().read_bytes() == before  # nor would a kill change it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"huggingface_hub.{where}", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        said(registry, "first", update=True)
+    assert lock.lock_path().read_bytes() == before
+
+
+def test_an_update_says_what_else_moves(
+    registry: Registry, hub: HubStandIn, tmp_path: Path
+) -> None:
+    saes = tmp_path / "content" / "registry" / "saes" / "first"
+    saes.mkdir(parents=True)
+    for name in "abcd":
+        weights = f'[weights]\nhub = "me/saes"\nfilename = "{name}.safetensors"\n'
+        tag = 'revision = "v1"\n' if name == "d" else ""
+        (saes / f"{name}.toml").write_text(f'backbone = "first"\nsite = "blocks.0"\n{weights}{tag}')
+    registry = Registry.load([tmp_path / "content"])
+    first = hub.commit("me/saes", {f"{name}.safetensors": b"1" + name.encode() for name in "abcd"})
+    hub.repo("me/saes").refs["v1"] = first
+    said(registry, "first/*")
+    second = hub.commit("me/saes", {f"{name}.safetensors": b"2" + name.encode() for name in "ab"})
+    code, text = said(registry, "first/a", update=True)
+    assert code == 0
+    assert text.splitlines()[1:] == [
+        f"also moves: first/{name}   {name}.safetensors of me/saes; "
+        f"get it by  saebench fetch first/{name}"
+        for name in "bc"
+    ]
+    locked = {asked.file[0]: found for asked, found in lock.everything().items()}
+    assert {name: found.commit for name, found in locked.items()} == {
+        "a": second,
+        "b": second,  # c is no more
+        "d": first,  # at a tag
+    }
+    assert locked["b"].sha256 == hashlib.sha256(b"2b").hexdigest()
+    said(registry, "first/b")
+    hub.commit("me/saes", {f"{name}.safetensors": b"3" + name.encode() for name in "ab"})
+    assert "also moves" not in said(registry, "first/a", "first/b", update=True)[1]
 
 
 def test_show_says_where_weights_are_and_fetches_nothing(

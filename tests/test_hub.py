@@ -22,7 +22,7 @@ from rich.progress import Progress
 from saebench import hub as files
 from saebench import lock
 from saebench.bars import stepping_aside
-from saebench.errors import DataError, SaebenchError, WeightsError
+from saebench.errors import DataError, SaebenchError, WeightsError, WriteError
 from saebench.hub import Wanted
 from tests.hub_stand_in import HubStandIn
 from tests.hub_stand_in import hub as hub
@@ -93,7 +93,7 @@ def test_a_branch_that_moves_moves_nothing_here(hub: HubStandIn, commit: str) ->
     # Nor does it for another file of the repository: both are of one commit.
     config = replace(WANTED, names=("config.json",))
     assert files.resolve(config).commit == commit
-    lock.forget({("model", "timm/vit")})
+    lock.lock_path().unlink()
     assert files.resolve(config).commit == newer
     assert files.fetch(WANTED).read_bytes() == DATA[::-1]
 
@@ -112,6 +112,39 @@ def test_an_entry_that_leaves_nothing_open_needs_no_lock(hub: HubStandIn, commit
     assert hub.requests == []
     assert files.fetch(pinned).read_bytes() == DATA
     assert not lock.lock_path().exists()
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_file_here_at_a_declared_commit_needs_no_lock(
+    offline: bool,
+    hub: HubStandIn,
+    commit: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(WANTED, names=("config.json",), revision=commit)
+    path = files.fetch(config)
+    (tmp_path / ".my.lock.writing").mkdir()  # so that it cannot be written
+    monkeypatch.setenv("SAEBENCH_LOCK", str(tmp_path / "my.lock"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    assert files.fetch(config) == path
+    assert files.resolve(config).commit == commit
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(WriteError, match="SAEBENCH_LOCK=FILE"):  # a branch is open
+        files.fetch(replace(config, revision="main"))
+
+
+def test_a_lock_that_cannot_be_written_does_for_a_commit_that_it_has(
+    hub: HubStandIn, commit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.resolve(WANTED)
+
+    def unwritable(*_: Any) -> NoReturn:
+        raise WriteError("read-only")
+
+    monkeypatch.setattr("saebench.lock.write_bytes", unwritable)
+    assert files.fetch(WANTED).read_bytes() == DATA
+    assert files.fetch(replace(WANTED, names=("config.json",))).read_bytes() == b"{}"
 
 
 def test_a_file_in_a_folder(hub: HubStandIn) -> None:
@@ -342,7 +375,12 @@ def test_offline_a_dataset_that_the_cache_has_seen(
     assert files.resolve_revision("me/d", None, kind="dataset", by="mine") == commit
 
 
-def test_nobody_listens(hub: HubStandIn, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_listens(
+    hub: HubStandIn,
+    commit: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     from huggingface_hub import constants
 
     with socket.socket() as free:
@@ -359,6 +397,11 @@ def test_nobody_listens(hub: HubStandIn, commit: str, monkeypatch: pytest.Monkey
         assert "check the connection, the proxy and HF_ENDPOINT" in message
         assert "saebench fetch mine" in message
         assert time.perf_counter() - started < 10  # huggingface_hub alone tries for 25 seconds
+    started = time.perf_counter()
+    with pytest.raises(WeightsError, match="cannot be reached"):
+        files.files_of(WANTED)
+    assert time.perf_counter() - started < 10
+    assert caplog.text == ""
 
 
 def test_what_answers_is_no_hub(

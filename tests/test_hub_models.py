@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -22,10 +23,10 @@ from saebench import lock
 from saebench.backbones import build_module
 from saebench.backbones.checkpoint import load_weights
 from saebench.backbones.open_clip_text import ClipText
-from saebench.backbones.tokenizers import fetch_tokenizer, make_tokenizer
+from saebench.backbones.tokenizers import make_tokenizer
 from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
-from saebench.modelfiles import model_files
+from saebench.modelfiles import model_files, text_config, text_files
 from saebench.plan import backbone_identity
 from saebench.specs import BackboneSpec, HeadSpec, InputSpec, SaeSpec, SiteSpec, WeightsSpec
 from saebench.weights import weights_path, weights_revision, weights_sha256
@@ -327,15 +328,136 @@ def siglip(hub: HubStandIn) -> BackboneSpec:
 
 
 def test_a_tokenizers_files_are_fetched_and_locked(siglip: BackboneSpec, hub: HubStandIn) -> None:
-    folder = fetch_tokenizer(siglip)
+    folder = text_files(siglip)
     assert folder is not None
     names = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     locked = [asked.file for asked in lock.everything() if asked.repo == "me/words"]
     assert sorted(locked) == names
     asked = len(hub.requests)
-    assert fetch_tokenizer(siglip) == folder
+    assert text_files(siglip) == folder
     assert len(hub.requests) == asked
+
+
+def test_a_tokenizers_files_are_part_of_what_a_backbone_is(
+    siglip: BackboneSpec, hub: HubStandIn
+) -> None:
+    words = hub.repo("me/words").commits[hub.repo("me/words").refs["main"]]
+    found = model_files(siglip)
+    names = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(found) == sorted([*names, "open_clip_config.json"])
+    for name in names:
+        assert found[name] == hashlib.sha256(words[name]).hexdigest()
+    altered = {**words, "tokenizer.json": words["tokenizer.json"].replace(b"photo", b"image")}
+    hub.commit("me/words", altered)
+    asked = len(hub.requests)
+    assert model_files(siglip) == found  # locked
+    assert len(hub.requests) == asked
+    lock.lock_path().unlink()
+    now = model_files(siglip)
+    assert now["tokenizer.json"] == hashlib.sha256(altered["tokenizer.json"]).hexdigest()
+    images = replace(siglip, head=HeadSpec(kind="none"))
+    assert list(model_files(images)) == ["open_clip_config.json"]
+
+
+def test_offline_a_tokenizer_that_is_not_here_is_said(
+    siglip: BackboneSpec, hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_path(siglip)
+    model_files(replace(siglip, head=HeadSpec(kind="none")))
+    hub.use(monkeypatch, tmp_path, offline=True)
+    with pytest.raises(WeightsError, match=r"(?s)me/words.*OFFLINE.*saebench fetch mine"):
+        model_files(siglip)
+
+
+def test_offline_a_tokenizer_that_another_program_fetched(
+    siglip: BackboneSpec, hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    names = ["special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
+    for name in names:
+        hf_hub_download("me/words", name)
+    model_files(replace(siglip, head=HeadSpec(kind="none")))
+    hub.use(monkeypatch, tmp_path, offline=True)
+    assert set(model_files(siglip)) == {*names, "open_clip_config.json"} - {"spiece.model"}
+
+
+def test_the_tokenizer_of_a_model_that_open_clip_ships_with(hub: HubStandIn) -> None:
+    files = {"tokenizer.json": b"{}", "tokenizer_config.json": b"{}", "model.safetensors": b"x"}
+    commit = hub.commit("timm/ViT-B-16-SigLIP", files)
+    hub.commit("timm/ViT-B-16-SigLIP", {**files, "tokenizer.json": b"{ }"})
+    spec = entry("open_clip", "ViT-B-16-SigLIP", head=HeadSpec(kind="zero_shot"))
+    sha256 = {data: hashlib.sha256(data).hexdigest() for data in (b"{}", b"{ }")}
+    assert model_files(spec) == {
+        "tokenizer.json": sha256[b"{ }"],
+        "tokenizer_config.json": sha256[b"{}"],
+    }
+    # In the repository of the weights it is of their commit.
+    pinned = replace(spec, weights=WeightsSpec(hub="timm/ViT-B-16-SigLIP", revision=commit))
+    assert model_files(pinned)["tokenizer.json"] == sha256[b"{}"]
+    assert model_files(entry("open_clip", "ViT-B-32", head=HeadSpec(kind="zero_shot"))) == {}
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B-32", "coca_ViT-B-32"])
+def test_open_clips_own_configurations_are_read_without_it(name: str) -> None:
+    config = open_clip.get_model_config(name)
+    assert config is not None
+    assert text_config(entry("open_clip", name)) == config["text_cfg"]
+
+
+def test_a_vocabulary_of_a_repository(hub: HubStandIn) -> None:
+    """open_clip itself would look for it in the current folder."""
+    config = json.loads(json.dumps(CLIP))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": "vocab/bpe.txt.gz"}
+    bpe = gzip.compress(b"#version\nh i")
+    files = {"open_clip_config.json": json.dumps(config).encode(), "vocab/bpe.txt.gz": bpe}
+    hub.commit("me/small", files)
+    spec = entry("open_clip", "hf-hub:me/small", head=HeadSpec(kind="zero_shot"))
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == (
+        model_files(spec)
+    )
+    assert make_tokenizer(spec).vocab_size == 512 + 1 + 2  # bytes, the merge, start and end
+
+
+@pytest.mark.parametrize("name", ["vocab/bpe.txt.gz", "my.bpe"])
+def test_a_folder_is_what_of_it_is_read(name: str, tmp_path: Path) -> None:
+    config = json.loads(json.dumps(CLIP))
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": name}
+    folder = tmp_path / "clip"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    spec = replace(entry("open_clip", "local-dir:clip"), path=str(tmp_path / "a.toml"))
+    with pytest.raises(SpecError, match=r"(?s)no vocabulary .*clip.*bpe_path is relative to"):
+        model_files(spec)
+    (folder / name).write_bytes(gzip.compress(b"#version\nh i"))
+    found = model_files(spec)
+    assert set(found) == {"open_clip_config.json", name}
+    for other in ("results.json", "notes.txt", "tokenizer.json", "more.gz"):
+        (folder / other).write_text("{}")
+    assert model_files(spec) == found
+    (folder / name).write_bytes(gzip.compress(b"#version\nh o"))
+    assert model_files(spec)[name] != found[name]
+    assert model_files(spec)[name] == file_sha256(folder / name)
+
+
+def test_a_folder_with_a_tokenizer_is_that_tokenizer_too(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(SIGLIP))
+    for name in ("tokenizer.json", "tokenizer_config.json", "results.json"):
+        (folder / name).write_text("{}")
+    spec = replace(entry("open_clip", "local-dir:clip"), path=str(tmp_path / "a.toml"))
+    names = {"open_clip_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(model_files(spec)) == names
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": {"text_cfg": 3}}'])
+def test_a_configuration_that_cannot_be_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text(text)
+    spec = replace(entry("open_clip", "local-dir:."), path=str(tmp_path / "a.toml"))
+    with pytest.raises(SpecError, match=r"open_clip_config\.json is no configuration of open_clip"):
+        model_files(spec)
 
 
 def test_images_need_no_tokenizer(siglip: BackboneSpec, hub: HubStandIn) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,13 +63,44 @@ def test_one_commit_for_all_that_is_asked_of_a_repository_at_a_revision(path: Pa
     assert lock.commit_of(Asked("dataset", "timm/vit", file="config.json")) == ""
 
 
-def test_forgetting_a_repository_leaves_the_others(path: Path) -> None:
-    other = Asked("model", "timm/other", file="x")
+def test_an_update_knows_nothing_and_replaces_in_one_write(path: Path) -> None:
+    other, config = Asked("model", "timm/other", file="x"), replace(A, file="config.json")
+    tagged = replace(A, revision="v1")
+    for asked in (A, other, config, tagged):
+        lock.keep(asked, ONE)
+    with lock.updating() as update:
+        assert lock.everything() == {}
+        assert lock.find(A) is None
+        assert lock.commit_of(A) == ""
+        assert lock.keep(A, TWO) == lock.find(A) == TWO
+        assert update.outdated() == {config: ONE}  # of one commit with A; not so the other two
+        assert TWO.commit not in path.read_text()
+    assert lock.everything() == {A: TWO, other: ONE, tagged: ONE}
+
+
+def test_an_update_that_comes_to_the_same_commit_keeps_its_other_files(path: Path) -> None:
+    config = replace(A, file="config.json")
     lock.keep(A, ONE)
-    lock.keep(other, TWO)
-    assert lock.forget({("model", "timm/vit")}) == {A: ONE}
-    assert lock.everything() == {other: TWO}
-    assert lock.forget({("model", "timm/vit")}) == {}
+    lock.keep(config, ONE)
+    with lock.updating():
+        lock.keep(A, ONE)
+    assert lock.everything() == {A: ONE, config: ONE}
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, WeightsError("no")])
+def test_what_ends_an_update_leaves_the_lock_as_it_was(end: Any, path: Path) -> None:
+    lock.keep(A, ONE)
+    before = path.read_bytes()
+
+    def update() -> None:
+        with lock.updating():
+            lock.keep(A, TWO)
+            raise end
+
+    with pytest.raises((KeyboardInterrupt, WeightsError)):
+        update()
+    assert path.read_bytes() == before
+    assert lock.find(A) == ONE
 
 
 def test_it_lies_in_the_users_folder_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +133,8 @@ def test_a_folder_that_cannot_be_written(path: Path) -> None:
     path.parent.write_text("a file, where a folder should be")
     with pytest.raises(WriteError, match=r"(?s)cannot be written.*SAEBENCH_LOCK=FILE"):
         lock.keep(A, ONE)
+    with pytest.raises(WriteError), lock.updating():  # before anything is asked
+        raise AssertionError
 
 
 def test_processes_that_write_at_once_lose_nothing(path: Path) -> None:
