@@ -13,7 +13,7 @@ import open_clip
 import pytest
 from timm.data import ImageNetInfo
 
-from saebench.data.classes import Found, class_list, numbers
+from saebench.data.classes import Found, Listed, class_list, numbers
 from saebench.data.imagenet import ImageNet, lemmas, wnids
 from saebench.data.images import make_ids, without_suffix
 from saebench.data.inat21 import COUNT, RANKS, INat21
@@ -149,6 +149,21 @@ def test_common_names_come_from_the_official_table(tmp_path: Path):
     assert len(classes.levels["family"][0]) == 100
 
 
+def test_with_the_table_a_part_has_the_levels_of_the_whole(tmp_path: Path):
+    """Without it, values are numbered among those that are there: the page says so."""
+    all_of_them = [category(number) for number in range(COUNT)]
+    folders = [
+        "_".join([f"{one['id']:05d}", *(one[rank] for rank in RANKS), one["specific_epithet"]])
+        for one in all_of_them
+    ]
+    whole, part = INat21(folders, None).levels["family"], INat21(folders[500:], None)
+    assert whole[0].index("Family 5") != part.levels["family"][0].index("Family 5")
+    table(tmp_path / "val.json", all_of_them)
+    names, values = INat21(folders[500:], tmp_path).levels["family"]
+    assert names == whole[0]
+    assert np.array_equal(values, whole[1])
+
+
 def test_a_damaged_table_is_named(tmp_path: Path):
     for text in ('{"images": []}', '{"categories": [{"id": 0}]}', '{"categories": [{"id": 0,'):
         (tmp_path / "val.json").write_text(text)
@@ -171,6 +186,19 @@ def test_names_are_sorted_and_numbers_stay():
     assert (counted.number(7), counted.number(8), counted.texts) == (7, None, {})
     with pytest.raises(DataError, match=r"numbers \(3\) and some are names \('cat'\)"):
         Found([3, "cat"])
+
+
+def test_numbers_that_number_no_classes():
+    for given in ([20210412000, 3], [2**62], [*range(999), 100_000]):
+        with pytest.raises(DataError, match=f"toy.*the largest is {max(given)}:") as error:
+            class_list(SPEC, given, None)
+        assert "classes = [" in error.value.hint
+    assert len(Found([7, 21_840]).names) == 21_841, "a part of ImageNet-21k"
+    assert len(Found([*range(0, 200_000, 50)]).names) == 199_951
+    by_name = Listed(["20210412000", "5"])
+    assert [by_name.number(name) for name in (5, "5", 20210412000, 0, 1)] == [1, 1, 0, None, None]
+    by_place = Listed(["3", "8"])
+    assert [by_place.number(name) for name in (0, 1, 3, "3")] == [0, 1, None, 0]
 
 
 def test_what_is_no_class_is_named():

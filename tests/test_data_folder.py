@@ -23,7 +23,7 @@ from saebench.data.scan import scan
 from saebench.errors import DataError, ImageError, SpecError
 from saebench.paths import CONTENT
 from saebench.registry import Registry
-from saebench.specs import DatasetSpec, FolderForm, RunConfig
+from saebench.specs import DatasetSpec, FolderForm, HubForm, RunConfig
 from saebench.strict import parse_spec
 from tests.image_collections import SPECIES, WNIDS, imagenet_files, number_of, picture, write
 
@@ -197,6 +197,26 @@ def test_a_holdout_cuts_the_stratified_order(tmp_path: Path):
     assert error.value.hint == "its splits: train, test, all"
 
 
+@pytest.mark.parametrize(
+    ("n", "share", "why", "hint"),
+    [
+        (4, 0.1, "makes 0 of 4 images the test split, and leaves 4", "write holdout = 0.25"),
+        (4, 0.9, "makes 4 of 4 images the test split, and leaves 0", "write holdout = 0.75"),
+        (3, 0.1, "makes 0 of 3", "write holdout = 0.333333"),
+        (1, 0.6, "makes 1 of 1", "add images"),
+    ],
+)
+def test_a_holdout_that_leaves_nothing(tmp_path: Path, n: int, share: float, why: str, hint: str):
+    files = {f"a/{i}.png": picture(i) for i in range(n)}
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=why) as error:
+            own(tmp_path, files, holdout=share).manifest(split)
+        assert hint in error.value.hint
+    if hint.startswith("write"):
+        mended = own(tmp_path, files, holdout=float(hint.split()[-1]))
+        assert len(mended.manifest("train")) + len(mended.manifest("test")) == n
+
+
 # Tables
 
 
@@ -247,6 +267,35 @@ def test_tables_that_do_not_fit(tmp_path: Path, text: str | bytes, why: str):
             folder=FolderForm(labels="t.csv"),
             holdout=0.5,
         ).manifest("test")
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", " 1", "nan", "100000000000000000000"])
+def test_numbers_that_are_no_labels(tmp_path: Path, label: str):
+    files = {f"{i}.png": picture(i) for i in range(3)}
+    files["t.csv"] = f"file,label\n0.png,0\n1.png,{label}\n2.png,1".encode()
+    form = FolderForm(labels="t.csv")
+    with pytest.raises(DataError, match=rf"t\.csv: '1\.png' has the label '{label}'"):
+        own(tmp_path, files, folder=form, holdout=0.5).manifest("all")
+    # Beside a name it is one.
+    files["t.csv"] = f"file,label\n0.png,0\n1.png,{label}\n2.png,cat".encode()
+    assert label in own(tmp_path, files, folder=form, holdout=0.5).class_names
+    # The same in a table that labels the files of split folders.
+    files = {"train/1.png": picture(1), "test/0.png": picture(0)}
+    files["t.csv"] = f"file,label\n0.png,0\n1.png,{label}".encode()
+    with pytest.raises(DataError, match=rf"t\.csv: '1\.png' has the label '{label}'"):
+        own(tmp_path / "split", files, folder=form).manifest("train")
+
+
+def test_ids_taken_for_labels(tmp_path: Path):
+    files = {f"{i}.png": picture(i) for i in range(4)}
+    lines = [f"{i}.png,{20210412000 + i // 2}" for i in range(4)]
+    files["t.csv"] = "\n".join(["file,label", *lines]).encode()
+    form = FolderForm(labels="t.csv")
+    with pytest.raises(DataError, match=r"'own': 2 different labels .* largest is 20210412001"):
+        own(tmp_path, files, folder=form, holdout=0.5).manifest("all")
+    listed = ("20210412001", "20210412000")
+    dataset = own(tmp_path, files, folder=form, holdout=0.5, classes=listed)
+    assert dataset.manifest("all").labels.tolist() == [1, 1, 0, 0]
 
 
 def test_images_that_a_table_leaves_out_are_named(tmp_path: Path):
@@ -399,6 +448,38 @@ def test_what_is_not_there_is_said(tmp_path: Path):
         )
     with pytest.raises(DataError, match=r"no such table; there is: train/"):
         own(tmp_path / "e", {"train/a/1.png": b""}, folder=FolderForm(labels="l.csv"))
+
+
+def test_split_folders_that_lie_elsewhere(tmp_path: Path):
+    write(tmp_path / "far", {"a/train/x/1.png": picture(1), "b/test/x/1.png": picture(2)})
+    far = {"train": str(tmp_path / "far/a/train"), "test": str(tmp_path / "far/b/test")}
+    dataset = own(tmp_path, {"t.csv": b"file,label\n1.png,y"}, folder=FolderForm(splits=far))
+    assert rows_of(dataset, "train") == {"train/x/1": (0, 1)}
+    table = FolderForm(splits=far, labels="t.csv")
+    labelled = f"file,label\n{far['train']}/x/1.png,y".encode()
+    assert own(tmp_path, {"t.csv": labelled}, folder=table).class_names == ("x", "y")
+    gone = FolderForm(splits={split: f"{path}/gone" for split, path in far.items()})
+    with pytest.raises(DataError, match=rf"no {far['train']}/gone/ or {far['test']}/gone/ in it"):
+        own(tmp_path, {}, folder=gone)
+
+
+def test_the_datasets_own_folder_as_the_data_root(tmp_path: Path):
+    own(tmp_path, SMALL)
+    hub = replace(OWN, hub=HubForm(repo="someone/own"))  # which is then not asked
+    for spec in (OWN, hub):
+        with pytest.raises(DataError, match="own holds train/ itself") as error:
+            open_dataset(spec, Access(root=tmp_path / "own"))
+        assert error.value.hint == f"did you mean  --data-root {tmp_path}?"
+    pool = replace(OWN, holdout=0.5, train="fit")
+    (tmp_path / "b" / "own" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"did you mean  --data-root {tmp_path / 'b'}\?"):
+        open_dataset(pool, Access(root=tmp_path / "b" / "own"))
+    (tmp_path / "own").rename(tmp_path / "other")
+    with pytest.raises(DataError, match="other holds train/ itself: did you mean") as error:
+        open_dataset(OWN, Access(root=tmp_path / "other"))
+    assert f"ln -s other {tmp_path / 'own'}" in str(error.value)
+    (tmp_path / "own").symlink_to("other")
+    assert len(open_dataset(OWN, Access(root=tmp_path)).manifest("train")) == 3
 
 
 def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -98,6 +98,22 @@ def test_a_packed_folder_is_the_folder(tmp_path: Path, top: str):
         assert rows_of(tar, split) == rows_of(folder, split)
 
 
+def test_folders_called_by_numbers_are_numbered_as_in_the_folder(tmp_path: Path):
+    files = {
+        f"{s}/{c}/{i}.png": picture(i) for s in ("train", "test") for c in "125" for i in (0, 1)
+    }
+    write(tmp_path / "own", files)
+    for split in ("train", "test"):
+        with tarfile.open(tmp_path / "own" / f"{split}.tar", "w") as tar:
+            tar.add(tmp_path / "own" / split, split)
+    folder = open_dataset(replace(OWN, tar=None), Access(root=tmp_path))
+    tar = open_dataset(replace(OWN, tar=TarForm(label="folder")), Access(root=tmp_path))
+    assert tar.class_names == folder.class_names == ("1", "2", "5")
+    for split in ("train", "test"):
+        assert tar.manifest(split).labels.tolist() == [0, 0, 1, 1, 2, 2]
+        assert tar.manifest(split).sha256 == folder.manifest(split).sha256
+
+
 def write_own(root: Path) -> Path:
     write(root / "own", SMALL)
     return root
@@ -112,6 +128,97 @@ def test_one_pool_with_a_holdout(tmp_path: Path):
     folder = open_dataset(replace(spec, tar=None), Access(root=tmp_path / "a"))
     for split in ("train", "test", "all"):
         assert tar.manifest(split).sha256 == folder.manifest(split).sha256
+
+
+def test_one_pool_that_was_packed_as_a_whole(tmp_path: Path):
+    """`tar cf birds.tar birds`."""
+    files = {f"{c}/{i}.png": picture(i) for c in ("robin", "tit") for i in range(6)}
+    write(tmp_path / "a" / "birds", files)
+    (tmp_path / "b" / "own").mkdir(parents=True)
+    with tarfile.open(tmp_path / "b" / "own" / "birds.tar", "w") as tar:
+        tar.add(tmp_path / "a" / "birds", "birds")
+    root = str(tmp_path / "a" / "birds")
+    folder = open_dataset(replace(OWN, holdout=0.5, tar=None, folder=FolderForm(root=root)))
+    spec = replace(OWN, holdout=0.5, tar=TarForm(label="folder"))
+    tar = open_dataset(spec, Access(root=tmp_path / "b"))
+    assert tar.class_names == ("robin", "tit")
+    for split in ("train", "test", "all"):
+        assert tar.manifest(split).sha256 == folder.manifest(split).sha256
+        assert rows_of(tar, split) == rows_of(folder, split)
+    # Of another name, nothing tells that it is no class.
+    (tmp_path / "b" / "own" / "birds.tar").rename(tmp_path / "b" / "own" / "x.tar")
+    with pytest.raises(
+        DataError, match=r"the folder 'birds', as 'birds/robin/0\.png', and"
+    ) as error:
+        open_dataset(spec, Access(root=tmp_path / "b")).manifest("train")
+    assert "birds.tar" in error.value.hint
+
+
+def test_a_shard_for_each_class(tmp_path: Path):
+    for name in ("robin", "tit"):
+        files = {f"{name}/1.png": picture(1), f"{name}/2021/2.png": picture(2)}
+        write_tar(tmp_path / "own" / f"{name}.tar", files)
+    spec = replace(OWN, holdout=0.5, tar=TarForm(label="folder"))
+    dataset = open_dataset(spec, Access(root=tmp_path))
+    assert dataset.class_names == ("robin", "tit")
+    assert set(dataset.manifest("all").ids) == {
+        f"{name}/{below}" for name in ("robin", "tit") for below in ("1", "2021/2")
+    }
+
+
+def test_hard_links_are_images_and_symbolic_ones_an_error(tmp_path: Path):
+    """One image of two classes: `tar` writes it once."""
+    pack = tmp_path / "pack"
+    write(
+        pack, {f"{s}/{c}/1.png": picture(i) for i, c in enumerate("ab") for s in ("train", "test")}
+    )
+    os.link(pack / "train/a/1.png", pack / "train/b/again.png")
+
+    def packed(root: Path) -> Dataset:
+        (root / "own").mkdir(parents=True)
+        for split in ("train", "test"):
+            with tarfile.open(root / "own" / f"{split}.tar", "w") as tar:
+                tar.add(pack / split, split)
+        return open_dataset(replace(OWN, tar=TarForm(label="folder")), Access(root=root))
+
+    assert rows_of(packed(tmp_path / "a"), "train") == {
+        "train/a/1": (0, 0), "train/b/1": (1, 1), "train/b/again": (1, 0),
+    }  # fmt: skip
+    (pack / "train/a/.hidden").symlink_to("1.png")
+    (pack / "train/a/notes.txt").symlink_to("1.png")
+    assert len(packed(tmp_path / "b").manifest("train")) == 3
+    for number, (name, target) in enumerate((("a/soft.png", "1.png"), ("c", "a"))):
+        (pack / "train" / name).symlink_to(target)
+        with pytest.raises(DataError, match=rf"train/{name}' is a link to '{target}'") as error:
+            packed(tmp_path / str(number)).manifest("train")
+        assert "tar -h" in error.value.hint
+        (pack / "train" / name).unlink()
+
+
+def test_a_hard_link_to_what_is_not_there(tmp_path: Path):
+    path = write_tar(tmp_path / "own" / "train.tar", {"a/1.png": picture(1)})
+    write_tar(tmp_path / "own" / "test.tar", {"b/1.png": picture(1)})
+    with tarfile.open(path, "a") as tar:
+        for name, target in (("a/2.png", "a/3.png"), ("a/3.png", "a/2.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.LNKTYPE, target
+            tar.addfile(link)
+    dataset = open_dataset(replace(OWN, tar=TarForm(label="folder")), Access(root=tmp_path))
+    with pytest.raises(DataError, match=r"'a/2\.png' is a link to"):
+        dataset.manifest("train")
+
+
+def test_a_root_with_brackets_in_its_name(tmp_path: Path):
+    samples = {"a.png": picture(1), "a.cls": b"3"}
+    dataset = own(tmp_path / "data [2024] {a,b}*", samples)
+    assert rows_of(dataset, "train") == {"train/a": (3, 1)}
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "20210412000000000000"])
+def test_numbers_that_are_no_labels(tmp_path: Path, label: str):
+    samples = {"a.png": picture(1), "a.cls": b"0", "b.png": picture(2), "b.cls": label.encode()}
+    with pytest.raises(DataError, match=rf"train.*\.tar: 'b\.png' has the label '{label}'"):
+        own(tmp_path, samples).manifest("train")
 
 
 def test_labels_may_be_names(tmp_path: Path):
@@ -143,14 +250,20 @@ def test_members_are_tarfiles(tmp_path: Path, format: int):
         long = {f"{'folder/' * 20}{'n' * 60}.png": b"x" * 513}  # by its prefix field
     path = write_tar(tmp_path / "x.tar", {**files, **long}, format)
     with tarfile.open(path, "a", format=format) as tar:
-        link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "0.txt"
-        tar.addfile(link)
         tar.add(tmp_path, "a_folder.png", recursive=False)
+        targets = [*files, *long, "hard-0.png"]  # the last one is a link itself
+        if format == tarfile.USTAR_FORMAT:
+            targets = [target for target in targets if len(target) <= 100]
+        for number, target in enumerate(targets):
+            link = tarfile.TarInfo(f"hard-{number}.png")
+            link.type, link.linkname = tarfile.LNKTYPE, target
+            tar.addfile(link)
     with tarfile.open(path) as tar:
-        expected = [
-            (one.name, one.offset_data, one.size) for one in tar.getmembers() if one.isfile()
-        ]
+        there = {one.name: one for one in tar.getmembers() if one.isfile()}
+        expected = [(one.name, one.offset_data, one.size) for one in there.values()]
+        for number, target in enumerate(targets):
+            one = there[target if target in there else targets[0]]
+            expected.append((f"hard-{number}.png", one.offset_data, one.size))
         found = list(members(path))
         assert [(one.name, one.offset, one.size) for one in found] == expected
         for one in found:

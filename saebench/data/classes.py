@@ -10,7 +10,7 @@ them are whole numbers), so that a class has one number in every split.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from unicodedata import normalize
@@ -22,6 +22,7 @@ from saebench.specs import DatasetSpec
 
 LISTS = ("imagenet-1k", "inat21")
 """The class lists that are known beforehand."""
+MANY = 100_000  # classes: a label from there on is one where the labels are not much fewer
 
 
 class ClassList(ABC):
@@ -60,7 +61,7 @@ def class_list(spec: DatasetSpec, names: Sequence[str | int], root: Path | None)
     for names that cannot be numbered.
     """
     if not spec.classes:
-        return Found(names)
+        return Found(names, f"dataset '{spec.name}'")
     if not isinstance(spec.classes, str):
         return Listed(spec.classes)
     if spec.classes == "imagenet-1k":
@@ -107,12 +108,19 @@ def own_numbers(classes: ClassList, names: Sequence[str], where: str) -> np.ndar
 
 
 class Listed(ClassList):
-    """Names in label order. A dataset may call a class by its name or its number."""
+    """Names in label order. A dataset may call a class by its name or its number.
+
+    Where the names are whole numbers that cannot be places in the list (`["20210412", …]`), a
+    number is a name.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.levels = {}
         self._names = tuple(plain(name) for name in names)
         self._number = {name: number for number, name in enumerate(self._names)}
+        self._by_name = _are_numbers(self._names) and max(map(int, names), default=0) >= max(
+            MANY, 2 * len(names)
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,22 +131,34 @@ class Listed(ClassList):
         return {"default": tuple(name.replace("_", " ") for name in self._names)}
 
     def number(self, name: str | int) -> int | None:
-        if isinstance(name, int):
+        if isinstance(name, int) and not self._by_name:
             return name if 0 <= name < len(self._names) else None
-        return self._number.get(plain(name))
+        return self._number.get(plain(str(name)))
 
 
 class Found(ClassList):
-    """The names that occur, sorted. Labels that are numbers already keep them."""
+    """The names that occur, sorted. Labels that are numbers already keep them.
 
-    def __init__(self, names: Sequence[str | int]) -> None:
+    where: what a message calls the labels. Errors: DataError where numbers and names are mixed, or
+    numbers are so large that almost all classes below them would be empty.
+    """
+
+    def __init__(self, names: Sequence[str | int], where: str = "labels") -> None:
         self.levels = {}
         given = {name for name in names if isinstance(name, int)}
         called = {plain(name) for name in names if isinstance(name, str)}
         if given and called:
             raise DataError(
-                f"some labels are numbers ({min(given)}) and some are names ('{min(called)}')",
+                f"{where}: some labels are numbers ({min(given)}) and some are names "
+                f"('{min(called)}')",
                 "write all labels in one way",
+            )
+        if given and max(given) >= max(MANY, 100 * len(given)):
+            raise DataError(
+                f"{where}: {len(given)} different labels are there, and the largest is "
+                f"{max(given)}: they do not number classes",
+                "is this a column of ids? Name that of the classes; or, if each is a class, list "
+                f'them in the entry:  classes = ["{min(given)}", "…"]',
             )
         self._numbered = bool(given)
         if self._numbered:
@@ -168,8 +188,12 @@ def plain(text: str) -> str:
     return text if text.isascii() else normalize("NFC", text)
 
 
+def _are_numbers(names: Collection[str]) -> bool:
+    return all(name.isascii() and name.isdigit() for name in names)
+
+
 def _key(names: set[str]):
     """How names are sorted: as text, or by number where every one is a whole number."""
-    if all(name.isascii() and name.isdigit() for name in names):
+    if _are_numbers(names):
         return lambda name: (int(name), name)
     return lambda name: name

@@ -51,7 +51,7 @@ def open_folder(spec: DatasetSpec, form: FolderForm, access: Access, places: Pla
         return TableForm(spec, form, root, table)
     folder = Folder(spec, form, root, table)
     if not folder.splits:
-        wanted = " or ".join(f"{path.relative_to(root)}/" for path in folder.folders.values())
+        wanted = " or ".join(f"{_below(path, root)}/" for path in folder.folders.values())
         places.add("folder", root, f"no {wanted} in it; there is: {contents(root)}")
         return None
     return folder
@@ -126,7 +126,7 @@ class Folder(Form):
     def _labelled(self, split: str, files: Paths, table: Table) -> Column:
         """The table's label of a file, else its class folder."""
         by_path = {name: row for row, name in enumerate(table.files)}
-        below = self.folders[split].relative_to(self._root).as_posix()
+        below = _below(self.folders[split], self._root)
         names: list[str | None] = []
         for path in files:
             stem = os.path.splitext(path)[0]
@@ -144,7 +144,14 @@ class Folder(Form):
                 f"{table.path}, the first is '{files[names.index(None)]}'",
                 "add them to the table, or move them out of the folder",
             )
-        return labels_of([name for name in names if name])
+        return labels_of(
+            [name for name in names if name], lambda row: f"{table.path}: '{files[row]}'"
+        )
+
+
+def _below(path: Path, root: Path) -> str:
+    """A split's folder as seen from the root, or as it is where it lies elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _list(top: Path) -> Listed:

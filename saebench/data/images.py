@@ -76,7 +76,10 @@ class Images(Dataset):
         for split in self.form.splits:
             for level, column in self._listing(split).levels.items():
                 found.setdefault(level, []).append(column)
-        return {level: _found(level, columns) for level, columns in found.items()}
+        return {
+            level: _found(f"dataset '{self.spec.name}', '{level}'", columns)
+            for level, columns in found.items()
+        }
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -124,8 +127,15 @@ class Images(Dataset):
 
     def _held_out(self, split: str) -> Manifest:
         pool = self.manifest(ALL)
-        order = pool.order()
-        cut = round((self.spec.holdout or 0) * len(order))
+        order, share = pool.order(), self.spec.holdout or 0
+        cut = round(share * len(order))
+        if not 0 < cut < len(order):
+            nearest = (1 if cut == 0 else cut - 1) / len(order)
+            raise DataError(
+                f"dataset '{self.spec.name}': holdout = {share} makes {cut} of {len(order)} images "
+                f"the test split, and leaves {len(order) - cut} to train on",
+                f"write holdout = {nearest:.6g}" if len(order) > 1 else "add images, to cut two",
+            )
         rows = np.sort(order[:cut] if split == self.spec.test else order[cut:])
         self._rows[split] = rows
         return Manifest(
@@ -231,11 +241,11 @@ def _own_order(columns: Sequence[Column]) -> tuple[str, ...] | None:
     return orders.pop() if len(orders) == 1 else None
 
 
-def _found(level: str, columns: Sequence[Column]) -> ClassList:
+def _found(where: str, columns: Sequence[Column]) -> ClassList:
     from saebench.data.classes import Found
 
     own = _own_order(columns)
-    return Listed(own) if own else Found(_names(columns))
+    return Listed(own) if own else Found(_names(columns), where)
 
 
 def _labels(classes: ClassList, column: Column, where: str) -> np.ndarray:

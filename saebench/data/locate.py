@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saebench.data.access import Access
+from saebench.errors import DataError
 from saebench.specs import DatasetSpec
 
 
@@ -28,7 +29,8 @@ def root_of(form: str, root: str | None, spec: DatasetSpec, access: Access, plac
     """The folder of a form, or None (noted in `places`) where there is none.
 
     `root` as the entry has it: absolute, or relative to the entry's file; none: the folder of the
-    dataset's name below the run's folder of datasets.
+    dataset's name below the run's folder of datasets. Errors: DataError where that one was named
+    instead of the folder above it.
     """
     if root is None and access.root is None:
         places.add(form, f"<data root>/{spec.name}", "no --data-root, and SAEBENCH_DATA is not set")
@@ -38,9 +40,35 @@ def root_of(form: str, root: str | None, spec: DatasetSpec, access: Access, plac
     else:
         path = Path(spec.path).parent / Path(root).expanduser()
     if not path.is_dir():
-        places.add(form, path, "there is no such folder")
+        slip = "" if root is not None or access.root is None else _slip(access.root, spec)
+        places.add(form, path, "there is no such folder" + slip)
         return None
     return path
+
+
+def _slip(root: Path, spec: DatasetSpec) -> str:
+    """What to say where the folder of datasets seems to be that of the dataset itself.
+
+    Errors: DataError where it is so beyond doubt: no other form, as a download, is to be tried.
+    """
+    root = root.absolute()
+    has = [split for split in (spec.train, spec.test) if (root / split).is_dir()]
+    if root.name == spec.name:
+        hint = f"did you mean  --data-root {root.parent}?"
+        if has:
+            raise DataError(
+                f"the data root {root} holds {has[0]}/ itself, and dataset '{spec.name}' is looked "
+                f"for in {root / spec.name}",
+                hint,
+            )
+        return f"; {hint}"
+    if has:
+        link = root.parent / spec.name
+        return (
+            f"; {root} holds {has[0]}/ itself: did you mean  --data-root {root.parent}, after  "
+            f"ln -s {root.name} {link}?"
+        )
+    return ""
 
 
 def contents(folder: Path, most: int = 8) -> str:

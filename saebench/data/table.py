@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SPLIT = "split"
+_DIGITS = 18  # of any number that fits 64 bits
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*|nan|NaN", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,10 @@ class Table:
         splits = tuple(line[SPLIT] or "" for line in lines) if SPLIT in columns else None
         return cls(path, files, tuple(line[label] for line in lines), splits)
 
+    def label_of(self, line: int) -> str:
+        """What a message calls the label of a line."""
+        return f"{self.path}: '{self.files[line]}'"
+
 
 class TableForm(Form):
     """Images that a table lists, by split or as one pool. `[folder] splits`: its words for them."""
@@ -97,7 +104,7 @@ class TableForm(Form):
         lines = sorted(lines, key=self.table.files.__getitem__)
         self._paths[split] = self._found([self.table.files[line] for line in lines])
         # All lines together decide whether labels are numbers, so that splits agree.
-        column = labels_of(self.table.labels)
+        column = labels_of(self.table.labels, self.table.label_of)
         return Listing(self._paths[split], Column(column.values[lines], column.names))
 
     def read(self, split: str, row: int) -> Image:
@@ -131,11 +138,23 @@ def _names(folder: Path) -> dict[str, str]:
     return {**{os.path.splitext(name)[0]: name for name in names}, **{name: name for name in names}}
 
 
-def labels_of(labels: Sequence[str]) -> Column:
-    """Labels as they are written. They are numbers where all of them are whole numbers."""
-    if all(label.isascii() and label.isdigit() for label in labels):
-        return Column(np.array([int(label) for label in labels], dtype=np.int64))
-    return coded(labels)
+def labels_of(labels: Sequence[str], whose: Callable[[int], str]) -> Column:
+    """Labels as they are written. They are numbers where all of them are whole numbers.
+
+    whose: says for a message which file and image a label is of. Errors: DataError for numbers
+    some of which are no labels: below 0, with a point, of more than 18 digits.
+    """
+    if not all(map(_NUMBER.fullmatch, labels)):
+        return coded(labels)
+    for place, label in enumerate(labels):
+        if not (label.isascii() and label.isdigit() and len(label) <= _DIGITS):
+            raise DataError(
+                f"{whose(place)} has the label '{label}', and labels that are numbers are whole "
+                f"ones, 0 or above, of {_DIGITS} digits at most",
+                "write labels as 0, 1, 2, … or as names of classes, and leave out images that have "
+                "none; if these are ids of images, name the column of the labels",
+            )
+    return Column(np.array([int(label) for label in labels], dtype=np.int64))
 
 
 def coded(names: Sequence[str]) -> Column:

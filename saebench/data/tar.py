@@ -5,7 +5,9 @@
 
 With label = "folder" there are no samples: every image file is a row, and its label is the first
 folder of its name, below one that is called as the split or its shards (`train_mini/` in
-`train_mini-000.tar`). So a folder per class that was packed with `tar` is read as it is.
+`train_mini-000.tar`; `birds/` in `birds.tar`, where the pattern is `*.tar`). So a folder per class
+that was packed with `tar` is read as it is. A hard link is the image it stands for; a symbolic
+link, whose image lies elsewhere, is an error.
 
 Shards are named by patterns with `*`, and with braces as WebDataset has them: `{0000..1023}`,
 `{a,b}`. What braces name without `*` has to be there. An index is made once, of headers alone;
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from itertools import product
@@ -32,7 +34,7 @@ from saebench.data.forms import ALL, Column, Form, Listing
 from saebench.data.listings import THREADS, Listed, remembered, stamp_of
 from saebench.data.locate import Places, contents, root_of
 from saebench.data.scan import SUFFIXES
-from saebench.data.table import labels_of
+from saebench.data.table import coded, labels_of
 from saebench.data.tarindex import Member, members
 from saebench.data.texts import Texts
 from saebench.errors import DataError, SpecError
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 USUAL = ("{split}.tar", "{split}-*.tar", "{split}_*.tar", "{split}/*.tar")
 """Where the shards of a split are looked for when the entry does not say."""
+INDEX = 2  # raised when an index of the same shards would hold other rows
 
 
 def open_tar(spec: DatasetSpec, form: TarForm, access: Access, places: Places) -> Form | None:
@@ -67,6 +70,7 @@ class Tar(Form):
     def __init__(self, spec: DatasetSpec, form: TarForm, root: Path) -> None:
         self.root = self._root = root
         self._label = form.label
+        self._known = bool(spec.classes)
         if form.label not in ("cls", "folder") and not form.label.startswith("json:"):
             raise SpecError(
                 f"{spec.path or spec.name}: [tar] label is '{form.label}'",
@@ -88,8 +92,33 @@ class Tar(Form):
 
     def listing(self, split: str) -> Listing:
         index = self._index(split)
-        column = labels_of(list(Texts(index["names"])))
-        return Listing(Texts(index["keys"]), Column(column.values[index["labels"]], column.names))
+        keys, names = Texts(index["keys"]), list(Texts(index["names"]))
+        if self._label == "folder":
+            if not self._known:
+                self._check_classes()
+            column = coded(names)  # as in a folder: names, even where they are numbers
+        else:
+
+            def whose(name: int) -> str:
+                return f"{self.patterns[split]}: '{keys[int((index['labels'] == name).argmax())]}'"
+
+            column = labels_of(names, whose)
+        return Listing(keys, Column(column.values[index["labels"]], column.names))
+
+    def _check_classes(self) -> None:
+        """Errors: DataError where a folder that was packed as a whole would be the one class."""
+        indices = [self._index(split) for split in self.splits]
+        names = {name for index in indices for name in Texts(index["names"])}
+        if len(names) != 1:
+            return
+        (only,) = names
+        keys = [key for index in indices for key in Texts(index["keys"])[:1]]
+        raise DataError(
+            f"{self._root}: all images of its shards are in the folder '{only}', as '{keys[0]}', "
+            "and would be of one class",
+            f"if it was packed as a whole, call the shard {only}.tar, or pack what is in it:  "
+            f"tar -C {only} -cf x.tar .",
+        )
 
     def read(self, split: str, row: int) -> Image:
         index = self._index(split)
@@ -102,9 +131,11 @@ class Tar(Form):
     def _index(self, split: str) -> dict[str, np.ndarray]:
         if split not in self._indices:
             shards = self.shards[split]
-            above = tuple(dict.fromkeys((split, _literal(self.patterns[split]))))
+            # None: each shard's own name.
+            above = (split, _literal(self.patterns[split]) or None)
             what = {
                 "form": "tar",
+                "index": INDEX,
                 "above": above,
                 "label": self._label,
                 "shards": [str(path.absolute()) for path in shards],
@@ -119,7 +150,7 @@ def shards_of(root: Path, pattern: str) -> list[Path]:
     Errors: DataError where some of those that braces name are there and some are not.
     """
     named = expand(pattern)
-    found = [Path(path) for one in named for path in sorted(glob(str(root / one)))]
+    found = [root / path for one in named for path in sorted(glob(one, root_dir=root))]
     missing = [one for one in named if not has_magic(one) and not (root / one).exists()]
     if found and missing:
         raise DataError(
@@ -157,7 +188,7 @@ def _literal(pattern: str) -> str:
     return split_re(r"[*?\[{]", os.path.basename(pattern))[0].removesuffix(".tar").rstrip("-_.")
 
 
-def _list(shards: list[Path], label: str, above: tuple[str, ...]) -> Listed:
+def _list(shards: list[Path], label: str, above: Sequence[str | None]) -> Listed:
     """Every image of some shards, sorted by key."""
     watched = {str(path): stamp_of(str(path)) for path in shards}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -180,36 +211,67 @@ def _list(shards: list[Path], label: str, above: tuple[str, ...]) -> Listed:
     return Listed(arrays, watched, len(rows))
 
 
-def _rows(path: Path, label: str, above: tuple[str, ...]) -> Iterator[tuple[str, int, int, str]]:
+def _rows(
+    path: Path, label: str, above: Sequence[str | None]
+) -> Iterator[tuple[str, int, int, str]]:
     """(key, offset, size, label as text) of each image of a shard."""
-    if label == "folder":
-        for member in members(path):
-            name = _clean(member.name)
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not _hidden(name):
-                key = _below_top(name, above)
-                folder, slash, _ = key.partition("/")
-                if not slash:
-                    raise _unlabelled(path, name, "it lies in no folder", label)
-                yield key, member.offset, member.size, folder
+    if label != "folder":
+        for sample in _samples(path).values():
+            yield _row(path, label, sample)
         return
-    for sample in _samples(path).values():
-        yield _row(path, label, sample)
+    images = [
+        (name, member.offset, member.size)  # millions of them, and a member holds bytes of its file
+        for name, member in _files(path)
+        if _suffix(name) in SUFFIXES
+    ]
+    tops = {top for top in above if top}
+    # A shard's own name may be its class (`cat.tar` of `cat/`), with folders for some of it.
+    if None in above and all(_below_top(name, {path.stem}) != name for name, *_ in images):
+        tops.add(path.stem)
+    for name, offset, size in images:
+        key = _below_top(name, tops)
+        folder, slash, _ = key.partition("/")
+        if not slash:
+            raise _unlabelled(path, name, "it lies in no folder", label)
+        yield key, offset, size, folder
 
 
-def _below_top(name: str, above: tuple[str, ...]) -> str:
+def _below_top(name: str, tops: set[str]) -> str:
     """A name without the folder that was packed as a whole."""
     top, _, below = name.partition("/")
-    return below if top in above and "/" in below else name
+    return below if top in tops and "/" in below else name
+
+
+def _files(path: Path) -> Iterator[tuple[str, Member]]:
+    """The files of a shard that are not hidden, by their names.
+
+    Errors: DataError for a link that stands for an image, or a folder, that is not in the shard.
+    """
+    for member in members(path):
+        name = _clean(member.name)
+        if _hidden(name):
+            continue
+        if not member.link:
+            yield name, member
+        elif _suffix(name) in SUFFIXES or not _suffix(name):
+            raise DataError(
+                f"{path}: '{name}' is a link to '{member.link}', and what it links to was not "
+                "packed in its place",
+                f"pack the shard again with -h, which follows links:  tar -h -cf {path.name} …",
+            )
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _samples(path: Path) -> dict[str, dict[str, Member]]:
     """Key -> suffix, in small letters and without its dot -> member."""
     samples: dict[str, dict[str, Member]] = {}
-    for member in members(path):
-        name = _clean(member.name)
+    for name, member in _files(path):
         folder, slash, file = name.rpartition("/")
         stem, dot, suffix = file.partition(".")
-        if not dot or _hidden(name):
+        if not dot:
             continue
         sample = samples.setdefault(f"{folder}{slash}{stem}", {})
         if suffix.lower() in sample:

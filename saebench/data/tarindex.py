@@ -17,6 +17,7 @@ from saebench.errors import DataError
 
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
+_HARD, _SYMBOLIC = b"1", b"2"
 _ZEROS = bytes(BLOCK)
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -27,16 +28,21 @@ _COMPRESSED = {
 
 
 class Member(NamedTuple):
-    """A regular file in a tar. start: the member's first bytes, up to 512 of them."""
+    """A file in a tar. start: the member's first bytes, up to 512 of them.
+
+    link: what it is a link to, where the tar does not hold the bytes: of a symbolic link, or of a
+    hard link to a file that is not in it. Such a member has no bytes.
+    """
 
     name: str
     offset: int
     size: int
     start: bytes
+    link: str = ""
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The regular files of a tar, in order.
+    """The files of a tar, in order; after them its hard links, each with the bytes it stands for.
 
     Errors: DataError for a tar that is compressed, truncated or damaged, or cannot be read.
     """
@@ -45,17 +51,38 @@ def members(path: Path) -> Iterator[Member]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        yield from _members(path, descriptor, os.fstat(descriptor).st_size)
+        length = os.fstat(descriptor).st_size
+        links: dict[str, str] = {}
+        yield from _members(path, descriptor, length, links)
+        if links:  # few tars have any, and a name for every member would fill the memory
+            yield from _linked(links, _members(path, descriptor, length, {}))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
 
 
-def _members(path: Path, descriptor: int, length: int) -> Iterator[Member]:
+def _linked(links: dict[str, str], files: Iterator[Member]) -> Iterator[Member]:
+    """A member for each hard link, name -> target. A target may be a link itself."""
+    wanted = set(links.values())
+    there = {member.name: member for member in files if member.name in wanted}
+    for name, target in links.items():
+        passed = {name}
+        while target not in there and target in links and target not in passed:
+            passed.add(target)
+            target = links[target]
+        if target in there:
+            yield there[target]._replace(name=name)
+        else:
+            yield Member(name, 0, 0, b"", target)
+
+
+def _members(path: Path, descriptor: int, length: int, links: dict[str, str]) -> Iterator[Member]:
+    """All but the hard links, which go into `links`: name -> target."""
     at = 0
     long_name: str | None = None  # what a header before said of this member
     long_size: int | None = None
+    long_target: str | None = None
     while True:
         both = os.pread(descriptor, 2 * BLOCK, at)  # the header, and what a small member holds
         header = both[:BLOCK]
@@ -67,22 +94,30 @@ def _members(path: Path, descriptor: int, length: int) -> Iterator[Member]:
             raise _damaged(path, at, header)
         kind, size = header[156:157], _number(header[124:136], path, at)
         size = size if long_size is None else long_size
+        size = 0 if kind == _HARD else size  # some write the target's, and no bytes follow
         start = at + BLOCK
         at = start + -(-size // BLOCK) * BLOCK
         if start + size > length:
             raise _truncated(path, f"it ends within '{long_name or _name(header)}'")
         if kind == b"L":
             long_name = os.pread(descriptor, size, start).rstrip(b"\0").decode(errors="replace")
+        elif kind == b"K":
+            long_target = os.pread(descriptor, size, start).rstrip(b"\0").decode(errors="replace")
         elif kind == b"x":
             said = _pax(os.pread(descriptor, size, start))
             long_name = said.get("path", long_name)
+            long_target = said.get("linkpath", long_target)
             long_size = int(said["size"]) if "size" in said else long_size
-        elif kind in (b"g", b"K"):
-            pass  # of all members, or the target of a link
+        elif kind == b"g":
+            pass  # of all members
         else:
-            name = long_name or _name(header)
-            long_name = long_size = None
-            if kind in _REGULAR and not name.endswith("/"):
+            name, target = long_name or _name(header), long_target or _text(header[157:257])
+            long_name = long_size = long_target = None
+            if kind == _HARD:
+                links[name] = target
+            elif kind == _SYMBOLIC:
+                yield Member(name, 0, 0, b"", target)
+            elif kind in _REGULAR and not name.endswith("/"):
                 yield Member(name, start, size, both[BLOCK : BLOCK + min(size, BLOCK)])
 
 
@@ -112,6 +147,10 @@ def _name(header: bytes) -> str:
     if prefix and header[257:263] == b"ustar\0":
         name = prefix + b"/" + name
     return name.decode(errors="replace")
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def _pax(data: bytes) -> dict[str, str]:
