@@ -180,7 +180,10 @@ class BackboneSpec:
     model: str = semantic()
     model_args: Mapping[str, Any] = semantic(default_factory=dict)
     revision: str = semantic(default="")  # of your own loader: change it when its code changes
-    activation: Activation | None = None  # checked on the model: it decides nothing
+    # Checked on the model: they decide nothing. Of the image tower, and of the text tower; where
+    # the latter is None, the same as of an image tower that is a transformer too.
+    activation: Activation | None = None
+    text_activation: Activation | None = None
     weights: WeightsSpec = semantic(default_factory=WeightsSpec)
     input: InputSpec = semantic()
     sites: Mapping[str, SiteSpec] = field(default_factory=dict)

@@ -16,6 +16,8 @@ from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
 from saebench.specs import BackboneSpec, SaeSpec, WeightsSpec
 
+LARGEST_HEADER = 100 * 2**20  # bytes, of a safetensors file, by its specification
+
 HUB_MODEL = "hf-hub:"  # its configuration lies in a repository: hf-hub:owner/name@revision
 
 # What each library looks for in a repository, in its own order.
@@ -155,6 +157,15 @@ def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
             "if the change is meant, write the new sha256 under [weights]",
         )
     return path
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with `head` is safetensors: 8 bytes of its header's length, `{`.
+
+    To be asked before any other magic number: a length of 640 bytes begins as a pickle does, while
+    no pickle or zip archive has a `{` there after 8 bytes that are a length a header can have.
+    """
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
 
 
 def first_bytes(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from safetensors.torch import save, save_file
 
 from saebench import paths
 from saebench.backbones import build_module, load_backbone, stepped
-from saebench.backbones.activations import check_activation
+from saebench.backbones.activations import check_activations
 from saebench.backbones.checks import check_entry
 from saebench.cli import main
 from saebench.registry import Registry
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_open_clip_fits_its_model(mine: Path) -> None:
     spec = Registry.load([mine]).backbone("my-clip-tuned")
     model = stepped(build_module(spec), spec)  # type: ignore[arg-type]
     check_entry(spec, model)
-    check_activation(spec, model.tower or model.module)
+    check_activations(spec, model)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from saebench.backbones import build_module
 from saebench.backbones.checkpoint import load_weights, read_tensors
 from saebench.errors import WeightsError
+from saebench.formats.content import sniff
 from saebench.specs import BackboneSpec, InputSpec, WeightsSpec
 
 Tensors = dict[str, Tensor]
@@ -255,6 +256,72 @@ def test_names_under_a_frameworks_prefix_are_explained(tmp_path: Path) -> None:
         ours(entry(path, "timm", model, **args))
 
 
+# What is resampled is said, or refused ---------------------------------------------------------
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_classes": 0}
+
+
+@pytest.mark.parametrize(("stored", "model"), [(16, 32), (32, 16)])
+def test_patches_of_another_size_are_refused(stored: int, model: int, tmp_path: Path) -> None:
+    """timm would resample them, and what it makes of the image is another thing."""
+    name, path = "vit_tiny_patch16_224", tmp_path / "model.safetensors"
+    save_file(random_like(timm.create_model(name, patch_size=stored, **SMALL)), path)
+    with pytest.raises(WeightsError) as error:
+        ours(entry(path, "timm", name, patch_size=model, **SMALL))
+    assert f"[48, 3, {stored}, {stored}]" in error.value.what
+    assert f"[48, 3, {model}, {model}]" in error.value.what
+    assert f"model_args.patch_size = {stored}" in str(error.value.hint)
+    assert ours(entry(path, "timm", name, patch_size=stored, **SMALL))
+    assert timms(path, name, patch_size=model, **SMALL), "timm's own functions are in place again"
+
+
+@pytest.mark.parametrize(
+    ("model", "stored", "built", "note"),
+    [
+        ("vit_tiny_patch16_224", 384, 224, "from 24 x 24 to 14 x 14"),
+        ("vit_small_patch14_reg4_dinov2", 518, 224, "from 37 x 37 to 16 x 16"),
+        ("eva02_tiny_patch14_224", 336, 224, "from 24 x 24 to 16 x 16"),
+        ("vit_tiny_patch16_224", 224, 224, None),
+        ("vit_small_patch16_dinov3", 256, 224, None),  # rotary: of the model's own grid
+    ],
+)
+def test_a_position_embedding_of_another_grid_is_said(
+    model: str, stored: int, built: int, note: str | None, tmp_path: Path
+) -> None:
+    path, args = tmp_path / "model.safetensors", {**SMALL, "num_heads": 3}
+    save_file(random_like(timm.create_model(model, img_size=stored, **args)), path)
+    spec = entry(path, "timm", model, img_size=built, **args)
+    module = build_module(spec)
+    assert isinstance(module, nn.Module)
+    notes = load_weights(module, spec).notes
+    assert notes == (() if note is None else (f"position embedding resampled {note}",))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.complex64])
+def test_numbers_that_are_no_floats_are_no_weights(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, args = VITS["augreg"]
+    stored, path = random_like(timm.create_model(model, **args)), tmp_path / "model.pt"
+    stored["head.weight"] = stored["head.weight"].to(dtype)
+    torch.save(stored, path)
+    shown = str(dtype).removeprefix("torch.")
+    with pytest.raises(WeightsError, match=rf"(?s)not in the file: head\.weight \({shown}\)\n"):
+        ours(entry(path, "timm", model, **args))
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_a_header_whose_length_looks_like_a_pickle(version: int, tmp_path: Path) -> None:
+    """A header of 640 bytes is 80 02 00 …, as a pickle of protocol 2 begins."""
+    path, length = tmp_path / "model.safetensors", 128 + 256 * version
+    stored = {"a": torch.arange(4.0)}
+    save_file(stored, path, {"text": ""})
+    # The header is padded to a multiple of 8 bytes, and free text in it makes up the length.
+    shortest = int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(stored, path, {"text": "x" * (length - shortest)})
+    assert path.read_bytes().startswith(bytes([0x80, version]))
+    assert_same(read_tensors(path), stored)
+    assert sniff(path).container == "safetensors"
+
+
 # open_clip -------------------------------------------------------------------------------------
 
 
@@ -326,6 +393,23 @@ def test_open_clip_at_another_size_and_context(
     assert found["positional_embedding"].shape == (5, 32)
 
 
+def test_what_open_clip_resamples_is_said(tiny_clips: Any, tmp_path: Path) -> None:
+    path = tmp_path / "clip.bin"
+    torch.save(random_like(open_clip.create_model("small-clip")), path)
+
+    def notes(**args: Any) -> tuple[str, ...]:
+        spec = entry(path, "open_clip", "small-clip", **args)
+        module = build_module(spec)
+        assert isinstance(module, nn.Module)
+        return load_weights(module, spec).notes
+
+    assert notes() == ()
+    assert notes(force_image_size=96, force_context_length=5) == (
+        "position embedding resampled from 4 x 4 to 6 x 6",
+        "text position embedding resampled from 8 to 5 tokens",
+    )
+
+
 def test_open_clip_names_of_before_text_towers(tiny_clips: Any, tmp_path: Path) -> None:
     """A CLIP file into a model whose text tower is a module of its own."""
     path = tmp_path / "open_clip_pytorch_model.bin"
@@ -390,8 +474,8 @@ def cut(path: Path) -> None:
 
 REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (scripted, r"TorchScript archive.*timm/vit_base_patch32_clip_224\.openai"),
-    (with_code, r"needs code to be read: .*pathlib.*save its weights alone"),
-    (with_numpy, r"needs code to be read: .*numpy.*save its weights alone"),
+    (with_code, r"needs code to be read: .*pathlib.*save the weights alone"),
+    (with_numpy, r"needs code to be read: .*numpy.*save the weights alone"),
     (archive, r"NumPy archive.*safetensors"),
     (cut, r"cannot be read as a PyTorch checkpoint.*truncated"),
     (lambda path: torch.save([torch.zeros(1)], path), r"but a list.*state_dict\(\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from saebench.backbones import (
     load_backbone,
     timm_models,
 )
-from saebench.backbones.activations import activations_of
+from saebench.backbones.activations import activations_of, shown
 from saebench.backbones.precision import ieee_float32
 from saebench.errors import Mismatch, NotFound, SaebenchError, SpecError, UsageError
 from saebench.specs import BackboneSpec, HeadSpec, InputSpec, SiteSpec
@@ -333,7 +334,12 @@ def test_gelu_weights_in_a_quick_gelu_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "activation", "built", "hint"),
     [
-        ("clip-resnet", "quick_gelu", "relu", 'activation = "relu"; a text tower'),
+        (
+            "clip-resnet",
+            "quick_gelu",
+            "relu",
+            '"relu"; a text tower has text_activation',
+        ),
         ("mobilenetv2", "relu", "relu6", 'activation = "relu6"'),
         ("mobilenetv3", "relu", "hard_swish, relu", "leave activation out"),
         ("eva02", "gelu", "silu", 'activation = "silu"'),
@@ -360,6 +366,60 @@ def test_open_clips_tanh_gelu_is_told_apart(tmp_path: Path) -> None:
     load(case, tmp_path)
     with pytest.raises(SpecError, match="is built with gelu_tanh"):
         load_backbone(spec_of(replace(case, activation="gelu"), tmp_path))
+
+
+def zero_shot(spec: BackboneSpec, **fields: Any) -> BackboneSpec:
+    return replace(spec, head=HeadSpec(kind="zero_shot"), **fields)
+
+
+def test_a_resnets_text_tower_has_an_activation_of_its_own(folder: Path, tmp_path: Path) -> None:
+    right = zero_shot(entry(folder, "clip-resnet"), text_activation="quick_gelu")
+    load_backbone(right)
+    with pytest.raises(SpecError, match=r"text_activation is not said[\s\S]*with quick_gelu"):
+        load_backbone(replace(right, text_activation=None))
+    load_backbone(replace(right, text_activation=None, head=HeadSpec()))  # nobody reads texts
+    # The plain name: the same file and the same image tower, and GELU for the texts.
+    case = CASES["clip-resnet"]
+    assert case.config is not None
+    plain = {key: value for key, value in case.config.items() if key != "quick_gelu"}
+    wrong = zero_shot(spec_of(replace(case, config=plain), tmp_path), text_activation="quick_gelu")
+    with pytest.raises(SpecError, match=r"built with gelu\n[\s\S]*-quickgelu"):
+        load_backbone(wrong)
+
+
+def test_a_text_tower_beside_a_transformer_is_like_it(tmp_path: Path) -> None:
+    """SigLIP 2's is not: the exact GELU for images, tanh's for texts."""
+    config: Any = json.loads(json.dumps(CASES["siglip"].config))
+    config["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
+    case = replace(CASES["siglip"], config=config, activation="gelu")
+    spec = zero_shot(spec_of(case, tmp_path))
+    with pytest.raises(SpecError, match=r'gelu_tanh\n[\s\S]*text_activation = "gelu_tanh"'):
+        load_backbone(spec)
+    load_backbone(replace(spec, text_activation="gelu_tanh"))
+
+
+def test_a_text_activation_without_a_text_tower(folder: Path) -> None:
+    assert "has no text tower" in said(folder, "vit", text_activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "line"),
+    [
+        ("vit", {"activation": "gelu"}, "activation gelu"),
+        ("vit", {"activation": None}, "activation gelu (not declared)"),
+        (
+            "clip-resnet",
+            {"text_activation": "quick_gelu"},
+            "activation relu, of its text tower quick_gelu",
+        ),
+        ("clip", {"activation": "gelu"}, "activation gelu, of its text tower gelu (not declared)"),
+    ],
+)
+def test_which_activations_are_shown(
+    name: str, fields: dict[str, Any], line: str, folder: Path
+) -> None:
+    backbone = load_backbone(entry(folder, name, **fields))
+    assert shown(backbone.spec, backbone.model) == line
 
 
 # Models, heads, input.

@@ -23,7 +23,7 @@ from timm.data.transforms_factory import create_transform
 from torchvision import models, transforms
 
 from saebench import paths
-from saebench.backbones.activations import activations_of, check_activation
+from saebench.backbones.activations import activations_of, check_activations
 from saebench.backbones.checks import check_entry
 from saebench.backbones.describe import site_specs
 from saebench.backbones.overview import CORPORA, PRETRAININGS, backbones_table, terms_table
@@ -168,7 +168,7 @@ def test_sites_head_and_activation_are_the_models(name: str, tmp_path: Path) -> 
     spec = ENTRIES[name]
     model = model_of(spec, tmp_path, values=False)
     check_entry(spec, model)
-    check_activation(spec, model.tower or model.module)
+    check_activations(spec, model)
     with shapes_only():
         assert site_specs(model, spec.input.size) == spec.sites
     library, what = upstream(name)
@@ -226,7 +226,7 @@ def test_the_name_with_the_wrong_gelu_is_refused(name: str, model: str, tmp_path
     wrong = replace(ENTRIES[name], model=model)
     built = model_of(wrong, tmp_path, values=False)
     with pytest.raises(SpecError, match=r"is built with (quick_)?gelu"):
-        check_activation(wrong, built.tower or built.module)
+        check_activations(wrong, built)
 
 
 BASES = [(name, spec.base) for name, spec in ENTRIES.items() if spec.base]

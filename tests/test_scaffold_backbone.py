@@ -52,16 +52,19 @@ def test_the_command_line_calls_it_from() -> None:
     [
         "dinov2-vits14",
         "clip-vit-b32-openai",
+        "clip-rn50-openai",
         "resnet50-a1",
         *(
             pytest.param(n, marks=pytest.mark.slow)
-            for n in ("deit-b16-distilled", "siglip-vit-b16")
+            for n in ("deit-b16-distilled", "siglip-vit-b16", "siglip2-vit-b16")
         ),
     ],
 )
 def test_what_is_written_is_the_built_in_entry(name: str, tmp_path: Path) -> None:
     """Written, and read again: so the text says all that was found."""
-    assert said(new(tmp_path, "mine", UPSTREAM[name])) == said(ENTRIES[name])
+    spec = new(tmp_path, "mine", UPSTREAM[name])
+    assert said(spec) == said(ENTRIES[name])
+    assert spec.licence == ENTRIES[name].licence
 
 
 def test_quick_gelu_weights_get_a_quick_gelu_model(tmp_path: Path) -> None:
@@ -163,6 +166,47 @@ def test_a_repository_in_timms_form(tmp_path: Path, hub: HubStandIn) -> None:  #
     assert all(check.passed for check in checks), checks
 
 
+def test_the_weights_of_a_repository_need_no_table(
+    tmp_path: Path,
+    hub: HubStandIn,  # noqa: F811
+) -> None:
+    hub.commit("me/mine", timm_repository())
+    spec = new(tmp_path, "mine", "hf-hub:me/mine")
+    path = Path(spec.path)
+    path.write_text(path.read_text().replace('hub = "me/mine"', ""))
+    registry = Registry.load([tmp_path])
+    assert registry.backbone("mine").weights.hub is None
+    built = next(iter(check_backbone(registry, "mine")))
+    assert built.passed
+    assert built.detail.endswith("parameters, activation gelu"), "not: RANDOM"
+
+
+def test_a_check_says_what_was_resampled(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    module = timm.create_model(name, **SMALL | {"img_size": 48}, num_classes=0)
+    save_file(module.state_dict(), tmp_path / "mine.safetensors")
+    (tmp_path / "registry/backbones").mkdir(parents=True)
+    (tmp_path / "registry/backbones/mine.toml").write_text(f"""\
+loader = "timm"
+model = "{name}"
+weights = {{ file = "../../mine.safetensors" }}
+input = {{ size = 32 }}
+sites = {{ norm = {{ path = "norm", width = 24, cls = 1, grid = [4, 4] }} }}
+[model_args]
+num_classes = 0
+img_size = 32
+patch_size = 8
+embed_dim = 24
+depth = 3
+num_heads = 2
+""")
+    built = next(iter(check_backbone(Registry.load([tmp_path]), "mine")))
+    assert built.passed
+    assert built.detail.endswith(
+        "activation gelu (not declared), position embedding resampled from 6 x 6 to 4 x 4"
+    )
+
+
 def test_a_repository_in_open_clips_form(tmp_path: Path, hub: HubStandIn) -> None:  # noqa: F811
     hub.commit("me/mine", open_clip_repository(tmp_path))
     spec = new(tmp_path, "mine", "hf-hub:me/mine")
@@ -208,6 +252,8 @@ def test_a_repository_of_another_library(tmp_path: Path, hub: HubStandIn) -> Non
         ("open_clip:ViT-B_16/openai", {}, "ViT-B-16"),
         ("open_clip:ViT-B-16", {}, "the tags: openai"),
         ("open_clip:ViT-B-16/laion", {}, "the tags: openai"),
+        ("timm:nope", {}, "timm.list_models() has all names"),
+        ("open_clip:0123456789/openai", {}, "open_clip.list_models() has all names"),
         ("timm:gcvit_tiny.in1k", {}, "--weights FILE"),
         ("timm:resnet50", {"loader": "timm"}, "leave it out"),
     ],

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from saebench.backbones.activations import check_activation
+from saebench.backbones.activations import check_activations
 from saebench.backbones.backbone import Backbone, Capture
 from saebench.backbones.checkpoint import load_weights
 from saebench.backbones.checks import check_entry
@@ -52,8 +52,8 @@ def load_backbone(
     if isinstance(made, Backbone):
         return made
     module = made.module if isinstance(made, SteppedModel) else made
-    sha256 = load_weights(module, spec)
-    if sha256 is None and spec.loader in _LOADERS:
+    loaded = load_weights(module, spec)
+    if loaded.sha256 is None and spec.loader in _LOADERS:
         raise SpecError(
             f"{spec.path or spec.name}: there are no weights",
             'write  [weights]  with  file = "…"  or  hub = "owner/name"',
@@ -61,8 +61,15 @@ def load_backbone(
     # After the weights: what is read of them, such as the logit scale, is then theirs.
     model = made if isinstance(made, SteppedModel) else stepped(module, spec)
     check_entry(spec, model)
-    check_activation(spec, model.tower or model.module)
-    return Backbone(spec, model, device=device, dtype=dtype, weights_sha256=sha256)
+    check_activations(spec, model)
+    return Backbone(
+        spec,
+        model,
+        device=device,
+        dtype=dtype,
+        weights_sha256=loaded.sha256,
+        notes=loaded.notes,
+    )
 
 
 def build_module(spec: BackboneSpec) -> nn.Module | SteppedModel | Backbone:

@@ -53,6 +53,7 @@ class Backbone:
     """A model in evaluation mode on one device and dtype, with the sites of its entry.
 
     All that computes runs in inference mode, with TF32 off. Made by `load_backbone`.
+    weights_sha256: of the file. notes: which of its values were resampled to fit the model.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Backbone:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         weights_sha256: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
         self.dtype = dtype
         self.weights_sha256 = weights_sha256
+        self.notes = tuple(notes)
         self.transform: Callable[[Image], Tensor] = Transform(spec.input)
         self.model = model
         # Parameters stay as they are built: with requires_grad off, fused attention takes another

@@ -7,6 +7,7 @@ whatever they were; timm resamples a float16 checkpoint before that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,28 +15,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from saebench.backbones.conversion import classifier_names, converted, float32
-from saebench.backbones.pickles import MAGIC, read_pickle
+from saebench.backbones.pickles import PICKLES, read_pickle
 from saebench.errors import WeightsError
 from saebench.specs import BackboneSpec
-from saebench.weights import file_sha256, first_bytes, verified_path
+from saebench.weights import file_sha256, first_bytes, is_safetensors, verified_path
 
 
-def load_weights(module: nn.Module, spec: BackboneSpec) -> str | None:
-    """Load an entry's weights into a module, every key and shape of both. Returns their sha256.
+@dataclass(frozen=True)
+class Loaded:
+    """The sha256 of the file that was loaded (None: none), and which values were resampled."""
 
-    None, and nothing is loaded, where the entry names no weights.
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_weights(module: nn.Module, spec: BackboneSpec) -> Loaded:
+    """Load an entry's weights into a module, every key and shape of both.
+
+    Nothing is loaded where the entry names no weights.
     Errors: WeightsError (absent, altered, no weights, of another model, NaN), SpecError.
     """
     path = verified_path(spec)
     if path is None:
-        return None
+        return Loaded()
     stored = read_tensors(path)
     check_finite(stored, path)
-    fitting = converted(module, spec, stored, path)
+    fitting, notes = converted(module, spec, stored, path)
     tensors = {name: float32(tensor) for name, tensor in fitting.items()}
     fit_to(module, tensors, path)
     module.load_state_dict(tensors, strict=True)
-    return file_sha256(path)
+    return Loaded(file_sha256(path), tuple(notes))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -44,7 +53,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Errors: WeightsError where it is truncated, or neither safetensors nor a checkpoint that can be
     read without running code.
     """
-    if first_bytes(path).startswith(MAGIC):
+    head = first_bytes(path)
+    if head.startswith(PICKLES) and not is_safetensors(head):
         return read_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -80,12 +90,18 @@ def fit_to(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
         for name, tensor in own.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
+    no_floats = [
+        f"{name} ({_dtype(tensors[name])})"
+        for name, tensor in own.items()
+        if name in tensors and tensor.is_floating_point() and not tensors[name].is_floating_point()
+    ]
     problems = [
         f"{what} {_some(names)}"
         for what, names in (
             ("the file lacks", missing),
             ("the model lacks", unknown),
             ("shapes differ:", other),
+            ("floats in the model and not in the file:", no_floats),
         )
         if names
     ]
@@ -94,6 +110,8 @@ def fit_to(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
     hint = "are model and model_args those that the weights were trained with?"
     if missing and not unknown and not other and set(missing) <= set(classifier_names(module)):
         hint = "the file has no classifier: model_args.num_classes = 0 builds the model without one"
+    if no_floats:
+        hint = "quantised numbers are no weights without their scales: save the file as floats"
     if prefix := _surplus_prefix(missing, unknown):
         hint = f"its names begin with '{prefix}': save the file anew without that"
     raise WeightsError(f"{path} does not fit the model: {'; '.join(problems)}", hint)
@@ -104,6 +122,10 @@ def _surplus_prefix(missing: Sequence[str], unknown: Sequence[str]) -> str:
     prefix = unknown[0].partition(".")[0] + "." if unknown else ""
     stripped = {name.removeprefix(prefix) for name in unknown if name.startswith(prefix)}
     return prefix if prefix and len(stripped) == len(unknown) and stripped & set(missing) else ""
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from saebench.backbones.resampling import open_clip_notes, watched
 from saebench.errors import WeightsError
 from saebench.specs import BackboneSpec
 
@@ -25,33 +26,30 @@ Tensors = dict[str, Tensor]
 _FAILS = (LookupError, RuntimeError, ValueError, AssertionError, TypeError, AttributeError)
 
 
-def converted(module: nn.Module, spec: BackboneSpec, tensors: Tensors, path: Path) -> Tensors:
-    """The tensors of a checkpoint under the names, and in the shapes, of the module.
+def converted(
+    module: nn.Module, spec: BackboneSpec, tensors: Tensors, path: Path
+) -> tuple[Tensors, list[str]]:
+    """The tensors of a checkpoint under the names, and in the shapes, of the module; and notes.
 
-    `tensors`: as they are stored. Errors: WeightsError where the library cannot convert them.
+    `tensors`: as they are stored. The notes say which values are resampled, from what to what.
+    Errors: WeightsError where the library cannot convert them, or would resample its patches.
     """
     from timm.models import clean_state_dict
 
     tensors = clean_state_dict(tensors)  # without the prefixes of DDP and torch.compile
     try:
         if spec.loader == "timm":
-            return _timm(module, tensors)
+            with watched(path) as notes:
+                return _timm(module, tensors), notes
         if spec.loader == "open_clip":
             return _open_clip(module, tensors)
-    except (
-        LookupError,
-        RuntimeError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except _FAILS as error:
         raise WeightsError(
             f"{path} does not fit the model: {spec.loader} cannot convert it "
             f"({type(error).__name__}: {error})",
             "are model and model_args those that the weights were trained with?",
         ) from error
-    return tensors
+    return tensors, []
 
 
 def _timm(module: nn.Module, tensors: Tensors) -> Tensors:
@@ -77,7 +75,7 @@ def classifier_names(module: nn.Module) -> list[str]:
     return [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
 
 
-def _open_clip(module: nn.Module, tensors: Tensors) -> Tensors:
+def _open_clip(module: nn.Module, tensors: Tensors) -> tuple[Tensors, list[str]]:
     """As open_clip.factory.load_checkpoint, which reads and loads in one, and so shows no keys.
 
     Unlike there a missing `logit_bias` is not made up: it would be an error of the file.
@@ -108,6 +106,7 @@ def _open_clip(module: nn.Module, tensors: Tensors) -> Tensors:
     ):
         if name not in known:
             tensors.pop(name, None)
+    notes = open_clip_notes(tensors, known)
     resize_pos_embed(tensors, model)
     resize_text_pos_embed(tensors, model)
-    return tensors
+    return tensors, notes

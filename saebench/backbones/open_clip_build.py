@@ -64,13 +64,18 @@ def model_name(spec: BackboneSpec) -> str:
     if folder := config_folder(spec):
         return f"{LOCAL}{folder}"
     if spec.model not in open_clip.list_models():
-        near = get_close_matches(spec.model, open_clip.list_models(), n=3, cutoff=0.4)
         raise SpecError(
             f"{where}: open_clip has no model '{spec.model}'",
-            f"the nearest: {', '.join(near)}; a folder of your own is  local-dir:<folder>, "
+            f"{nearest_models(spec.model)}; a folder of your own is  local-dir:<folder>, "
             "a repository  hf-hub:owner/name",
         )
     return spec.model
+
+
+def nearest_models(name: str) -> str:
+    """A hint: open_clip's models of names like this one, or where all names are."""
+    near = get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+    return f"the nearest: {', '.join(near)}" if near else "open_clip.list_models() has all names"
 
 
 @contextmanager

@@ -25,12 +25,15 @@ KNOWN: dict[type[nn.Module], Callable[[nn.Module, Any, int], SteppedModel | None
 }
 
 
-def stepped(model: nn.Module, spec: BackboneSpec) -> SteppedModel | None:
+def stepped(model: Any, spec: BackboneSpec) -> SteppedModel | None:
     """An open_clip model as steps, or None where its image tower is not one of those known here."""
     visual = getattr(model, "visual", None)
     for known, steps in KNOWN.items():
         if isinstance(visual, nn.Module) and runs_as(visual, known, "forward"):
             made = steps(model, visual, spec.input.size)
-            text = ClipText(model, spec) if hasattr(model, "encode_text") else None
-            return None if made is None else replace(made, text=text)
+            if made is None or not hasattr(model, "encode_text"):
+                return made
+            # A module of its own, or, in the first CLIP models, a transformer among the model's.
+            tower = getattr(model, "text", None) or model.transformer
+            return replace(made, text=ClipText(model, spec), text_tower=tower)
     return None

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from saebench.errors import WeightsError
 
-MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# How checkpoints begin: a zip archive, or a bare pickle. The length of a safetensors file's header
+# may be the same bytes: `saebench.weights.is_safetensors` is to be asked first.
+PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # Where training scripts keep the weights among other things, in timm's order: an average of the
 # weights over training, where there is one, is what was evaluated.
@@ -94,8 +96,8 @@ def _needs_code(path: Path, error: Exception) -> WeightsError:
         names = []
     return WeightsError(
         f"{path} needs code to be read: {', '.join(names) or _first_line(error)}",
-        "in a place where you trust it, save its weights alone: "
-        "torch.save(torch.load(path, weights_only=False)['state_dict'], new_path)",
+        "it is not run here: where it was written, save the weights alone, "
+        "torch.save(model.state_dict(), path), or take them from its makers as safetensors",
     )
 
 

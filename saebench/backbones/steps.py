@@ -66,7 +66,8 @@ class SteppedModel:
 
     module: the whole model; a site's path is one of its `named_modules()`.
     read: the last boundary -> Output; reads: modules whose input is that boundary.
-    tower: the part that sees images, where the activation function is checked (None: `module`).
+    tower: the part that sees images, where the activation function is checked (None: `module`);
+    text_tower: the part that sees texts, where it is checked too (None: nothing is).
     prefix: tokens before the patches, by kind, and grid: patches [h w], where the model has tokens.
     image_size: [h w] of the images it takes, where it takes only one; else `multiple`: of how many
     pixels each side has to be a multiple.
@@ -84,6 +85,7 @@ class SteppedModel:
     image_size: tuple[int, int] | None = None
     multiple: int = 1
     text: TextTower | None = None
+    text_tower: nn.Module | None = None
     natural: Mapping[str, str] = field(default_factory=dict)
 
     def boundaries(self) -> dict[tuple[str, str], int]:

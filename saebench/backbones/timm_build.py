@@ -58,15 +58,20 @@ def checkpoint_filter(module: nn.Module) -> Filter | None:
     return _filters.get(module)
 
 
+def nearest_models(name: str) -> str:
+    """A hint: timm's models of names like this one, or where all names are."""
+    near = get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    return f"the nearest: {', '.join(near)}" if near else "timm.list_models() has all names"
+
+
 def _names(spec: BackboneSpec) -> tuple[str, str]:
     """The name that timm is given, and its architecture. Errors: SpecError for one unknown."""
     where, folder = spec.path or spec.name, config_folder(spec)
     if folder is None:
         architecture = spec.model.partition(".")[0]
         if not timm.is_model(spec.model):
-            near = get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
             raise SpecError(
-                f"{where}: timm has no model '{spec.model}'", f"the nearest: {', '.join(near)}"
+                f"{where}: timm has no model '{spec.model}'", nearest_models(architecture)
             )
         return spec.model, architecture
     file = folder / "config.json"

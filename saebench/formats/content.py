@@ -15,10 +15,9 @@ from typing import Any, Literal
 import torch
 
 from saebench.errors import WeightsError
-from saebench.weights import first_bytes
+from saebench.weights import LARGEST_HEADER, first_bytes, is_safetensors
 
 Container = Literal["safetensors", "torch"]
-_LARGEST_HEADER = 100 * 2**20  # of a safetensors file, by its specification
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Content:
 def sniff(path: Path) -> Content:
     """The container of a file. Errors: WeightsError for everything that holds no weights."""
     head = first_bytes(path)
-    if head.startswith(b"PK\x03\x04"):
-        return Content(path, "torch")
-    if len(head) >= 9 and head[8:9] == b"{":
+    if is_safetensors(head):
         read_header(path)
         return Content(path, "safetensors")
+    if head.startswith(b"PK\x03\x04"):
+        return Content(path, "torch")
     raise WeightsError(
         f"{path} is neither safetensors nor a torch archive (it begins with {head[:8]!r})",
         "it is truncated, or of a container that is not read: convert it to safetensors",
@@ -87,7 +86,7 @@ def read_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(_LARGEST_HEADER, size - 8):
+        if length > min(LARGEST_HEADER, size - 8):
             raise _truncated(path, 8 + length, size)
         try:
             header = json.loads(file.read(length))

@@ -15,17 +15,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Known:
-    """pixels: what their makers' own pipeline has otherwise than the library that has them now."""
+    """pixels: what their makers' own pipeline has otherwise than the library that has them now.
+
+    licence: of weights that open_clip names, which says none; '' where it is not known.
+    """
 
     family: str = ""
     pretraining: str = ""
     corpus: str = ""
     paper: str = ""
     pixels: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = ""
 
 
 _SQUASH = {"resize": "squash", "resize_to": None, "crop": False}  # big_vision's own
 _256_224 = {"size": 224, "resize": "shortest", "resize_to": 256}  # torchvision's habit
+_APACHE = "Apache-2.0"
 _ARXIV = "https://arxiv.org/abs/"
 
 # The first whose pattern is found in a name, in lower case, is the one.
@@ -52,11 +57,11 @@ _BY_NAME: tuple[tuple[str, Known], ...] = (
     ),
     (
         r"siglip2|siglip.*v2_webli",
-        Known("siglip2", "sigmoid-contrastive", "webli", _ARXIV + "2502.14786", _SQUASH),
+        Known("siglip2", "sigmoid-contrastive", "webli", _ARXIV + "2502.14786", _SQUASH, _APACHE),
     ),
     (
         r"siglip",
-        Known("siglip", "sigmoid-contrastive", "webli", _ARXIV + "2303.15343", _SQUASH),
+        Known("siglip", "sigmoid-contrastive", "webli", _ARXIV + "2303.15343", _SQUASH, _APACHE),
     ),
     (
         r"imageomics/bioclip-2$",
@@ -68,15 +73,15 @@ _BY_NAME: tuple[tuple[str, Known], ...] = (
     ),
     (
         r"(clip|^vit-|^rn).*[./]openai",
-        Known("clip", "contrastive", "wit-400m", _ARXIV + "2103.00020"),
+        Known("clip", "contrastive", "wit-400m", _ARXIV + "2103.00020", licence="MIT"),
     ),
     (
         r"(clip|^vit-|^rn).*laion2b",
-        Known("clip", "contrastive", "laion-2b", _ARXIV + "2212.07143"),
+        Known("clip", "contrastive", "laion-2b", _ARXIV + "2212.07143", licence="MIT"),
     ),
     (
         r"(clip|^vit-|^rn).*datacomp_?xl",
-        Known("clip", "contrastive", "datacomp-1b", _ARXIV + "2304.14108"),
+        Known("clip", "contrastive", "datacomp-1b", _ARXIV + "2304.14108", licence="MIT"),
     ),
     (r"clip", Known("clip", "contrastive")),
     (

@@ -35,6 +35,8 @@ def render(spec: BackboneSpec, source: str, notes: Mapping[str, str] | None = No
         lines.append("# activation: the model has more than one kind, so it is not checked")
     else:
         lines.append(_line("activation", spec.activation, "checked on the model"))
+    if spec.text_activation is not None:
+        lines.append(_line("text_activation", spec.text_activation, "of its text tower, as well"))
     lines += [
         _line("site", spec.site, "for controls, where no SAE asks for another"),
         _line("dataset", spec.dataset, "to measure on, where no --dataset is named"),

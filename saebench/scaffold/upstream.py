@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.backbones import SteppedModel, build_module, stepped
-from saebench.backbones.activations import activations_of
+from saebench.backbones.activations import activations_of, image_activations
 from saebench.backbones.describe import site_specs
 from saebench.errors import SpecError, UsageError
 from saebench.scaffold import relative
@@ -108,14 +108,21 @@ def _built(spec: BackboneSpec) -> BackboneSpec:
     assert not hasattr(made, "spec")  # only a function of the user's makes a Backbone
     model = made if isinstance(made, SteppedModel) else stepped(made, spec)  # type: ignore[arg-type]
     sites = site_specs(model, spec.input.size)
-    activations = activations_of(model.tower or model.module)
+    activation = _only(image_activations(model))
+    texts = _only(activations_of(model.text_tower)) if model.text_tower is not None else None
+    said = texts == activation and model.grid is not None
     return replace(
         spec,
-        activation=activations.pop() if len(activations) == 1 else None,
+        activation=activation,
+        text_activation=None if said else texts,
         sites=sites,
         site=default_site(sites),
         head=_head(spec, model),
     )
+
+
+def _only(activations: set[str]) -> Any:
+    return next(iter(activations)) if len(activations) == 1 else None
 
 
 def default_site(sites: Mapping[str, SiteSpec]) -> str:
@@ -138,17 +145,19 @@ def _head(spec: BackboneSpec, model: SteppedModel) -> HeadSpec:
 def _timm(name: str, file: Path | None) -> Found:
     import timm
 
+    from saebench.backbones import timm_build
+
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        near = get_close_matches(base, timm.list_models(), n=3, cutoff=0.5)
-        raise UsageError(f"timm has no model '{base}'", f"the nearest: {', '.join(near)}")
+        raise UsageError(f"timm has no model '{base}'", timm_build.nearest_models(base))
     # OpenAI's weights and others of its kind are QuickGELU, and timm has a name of its own for the
     # models that are so too.
     quick = base.replace("_clip_", "_clip_quickgelu_")
     tags = timm.list_pretrained(f"{base}.*")
     if tag and f"{base}.{tag}" not in tags:
         near = get_close_matches(f"{base}.{tag}", tags, n=3, cutoff=0.0)
-        raise UsageError(f"timm has no weights '{name}'", f"the nearest: {', '.join(near)}")
+        hint = f"the nearest: {', '.join(near)}" if near else f"--from timm:{base} --weights FILE"
+        raise UsageError(f"timm has no weights '{name}'", hint)
     if quick != base and f"{quick}.{tag}" in timm.list_pretrained(f"{quick}.*"):
         base = quick
     config = timm.get_pretrained_cfg(f"{base}.{tag}" if tag else base)
@@ -214,10 +223,11 @@ def _classes_in(file: Path, classifier: Any, n_classes: int) -> int:
 def _open_clip(name: str, file: Path | None) -> Found:
     import open_clip
 
+    from saebench.backbones import open_clip_build
+
     model, _, tag = name.partition("/")
     if model not in open_clip.list_models():
-        near = get_close_matches(model, open_clip.list_models(), n=3, cutoff=0.4)
-        raise UsageError(f"open_clip has no model '{model}'", f"the nearest: {', '.join(near)}")
+        raise UsageError(f"open_clip has no model '{model}'", open_clip_build.nearest_models(model))
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags and (tag or file is None):
         raise UsageError(
@@ -236,16 +246,18 @@ def _open_clip(name: str, file: Path | None) -> Found:
             model = f"{model}-quickgelu"
         else:
             args["force_quick_gelu"] = True
+    facts = known(name)
     owner, _, rest = hub.partition("/")
     repo, _, filename = rest.partition("/")
     return Found(
         loader="open_clip",
         model=model,
-        known=known(name),
+        known=facts,
         architecture=architecture(model),
         pixels=open_clip_pixels(built, config, name),
         model_args=args,
         weights=WeightsSpec(hub=f"{owner}/{repo}" if hub else None, filename=filename or None),
+        licence=facts.licence,
         notes={"": _QUICK_GELU} if config.get("quick_gelu") else {},
     )
 

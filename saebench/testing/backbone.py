@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from saebench.backbones import Backbone, load_backbone
+from saebench.backbones.activations import shown
 from saebench.data.access import Access
 from saebench.registry import Registry
 from saebench.testing.report import Check, attempt, of_which, real_images
+from saebench.weights import weights_of
 
 
 def check_backbone(
@@ -21,12 +23,12 @@ def check_backbone(
     held: dict[str, Any] = {}
 
     def build() -> str:
-        held["backbone"] = load_backbone(spec)
-        parameters = sum(p.numel() for p in held["backbone"].model.module.parameters())
-        said = f"{parameters:,} parameters"
-        return (
-            said if spec.weights.file or spec.weights.hub else f"{said}, RANDOM: no weights named"
-        )
+        backbone = held["backbone"] = load_backbone(spec)
+        parameters = sum(p.numel() for p in backbone.model.module.parameters())
+        weights = weights_of(spec)
+        random = () if weights.file or weights.hub else ("RANDOM: no weights named",)
+        said = (f"{parameters:,} parameters", shown(spec, backbone.model))
+        return ", ".join((*said, *backbone.notes, *random))
 
     yield (built := attempt("builds, with its weights", build))
     if not built.passed:
