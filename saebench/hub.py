@@ -133,7 +133,8 @@ def files_of(wanted: Wanted) -> list[str]:
     try:
         info = ask(wanted.repo, revision=revision or None)
     except failures() as error:
-        folder = _snapshot(replace(wanted.asked, revision=revision)) if unreachable(error) else None
+        seen = replace(wanted.asked, revision=revision)
+        folder = _snapshot(seen) if _cache_will_do(error, revision) else None
         if folder is None:
             raise _problem(replace(wanted, names=()), error, revision) from error
         return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -155,12 +156,17 @@ def resolve_revision(repo: str, revision: str | None, *, kind: Kind, by: str) ->
     try:
         commit = str(HfApi().repo_info(repo, revision=revision, repo_type=kind).sha)
     except failures() as error:
-        folder = _snapshot(asked) if unreachable(error) else None
+        folder = _snapshot(asked) if _cache_will_do(error, asked.revision) else None
         if folder is None:
             wanted = Wanted(repo, (), by, asked.revision, kind=kind)
             raise _problem(wanted, error, asked.revision) from error
         commit = folder.name
     return lock.keep(asked, Locked(commit, when=_now())).commit
+
+
+def _cache_will_do(error: BaseException, revision: str) -> bool:
+    """Whether what the cache last saw answers for a hub that does not: not for what has moved."""
+    return unreachable(error) and (is_commit(revision) or not lock.is_updating())
 
 
 def _snapshot(asked: Asked) -> Path | None:
@@ -194,7 +200,7 @@ def _ask(wanted: Wanted) -> Locked:
             missing = error
             continue
         except failures() as error:
-            if unreachable(error) and (found := _here(wanted, revision)):
+            if _cache_will_do(error, revision) and (found := _here(wanted, revision)):
                 return found
             raise _problem(wanted, error, revision) from error
         if there.commit_hash is None or there.etag is None:

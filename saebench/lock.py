@@ -150,6 +150,11 @@ def updating() -> Iterator[Update]:
         _write(path, kept | update.found)
 
 
+def is_updating() -> bool:
+    """Whether this is within `updating`."""
+    return _update.get() is not None
+
+
 def _known() -> dict[Asked, Locked]:
     update = _update.get()
     return _read(lock_path()) if update is None else update.found

@@ -137,6 +137,23 @@ def test_an_update_that_is_stopped_keeps_what_was_locked(
     assert lock.lock_path().read_bytes() == before
 
 
+def test_an_update_that_can_ask_nobody_is_none(
+    registry: Registry, hub: HubStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the cache last saw may be what another program fetched since, or long ago."""
+    from huggingface_hub import hf_hub_download
+
+    said(registry, "first")
+    before = lock.lock_path().read_bytes()
+    hub.commit("me/first", {"model.safetensors": b"other weights"})
+    hf_hub_download("me/first", "model.safetensors")
+    hub.use(monkeypatch, tmp_path, offline=True)
+    code, text = said(registry, "first", update=True)
+    assert code == 1
+    assert "HF_HUB_OFFLINE is set" in text
+    assert lock.lock_path().read_bytes() == before
+
+
 def test_an_update_says_what_else_moves(
     registry: Registry, hub: HubStandIn, tmp_path: Path
 ) -> None:
