@@ -406,6 +406,18 @@ def test_open_clips_own_configurations_are_read_without_it(name: str) -> None:
     assert text_config(entry("open_clip", name)) == config["text_cfg"]
 
 
+def test_planning_with_a_model_of_open_clips_imports_neither_it_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "from saebench.modelfiles import text_config\n"
+        "from saebench.registry import Registry\n"
+        "spec = Registry.load([]).backbone('siglip-vit-b16')\n"
+        "print(text_config(spec)['hf_tokenizer_name'], {'torch', 'open_clip'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "timm/ViT-B-16-SigLIP set()", done.stderr
+
+
 def test_a_vocabulary_of_a_repository(hub: HubStandIn) -> None:
     """open_clip itself would look for it in the current folder."""
     config = json.loads(json.dumps(CLIP))
