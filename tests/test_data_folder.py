@@ -527,8 +527,9 @@ def test_an_image_that_does_not_decode(tmp_path: Path):
     with pytest.raises(ImageError, match=r"'train/dog/2' of .*own/train/dog/2\.png: .*web page"):
         dataset.image("train", 3)
     (tmp_path / "own/train/dog/3.png").unlink()
-    with pytest.raises(ImageError, match=r"'train/dog/3' .* No such file"):
+    with pytest.raises(DataError, match=r"'train/dog/3' .* is gone: .*No such file") as error:
         dataset.image("train", 4)
+    assert not isinstance(error.value, ImageError)
 
 
 def test_a_disk_that_fails_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
@@ -16,8 +20,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from saebench.data import Access, Dataset, Manifest, loader, open_dataset, pieces
+from saebench.data.dataset import undecodable
 from saebench.data.loader import batches, choose_workers, parts
 from saebench.errors import DataError, ImageError, SaebenchError
 from saebench.specs import DatasetSpec, FolderForm, TarForm
@@ -28,7 +34,7 @@ N = 100
 
 
 class Numbers(Dataset):
-    """Image i is i, in every pixel. Those in `bad` do not decode; `deadly` kills its worker."""
+    """Image i is i, in every pixel. Those in `bad` do not decode; `deadly` ends its worker."""
 
     splits = ("test",)
     class_names = ("only",)
@@ -36,6 +42,7 @@ class Numbers(Dataset):
     decodes = True
     bad: tuple[int, ...] = ()
     deadly: int = -1
+    signum: int = signal.SIGKILL
 
     def _build_manifest(self, split: str) -> Manifest:
         return Manifest("toy", split, tuple(f"{i:03d}" for i in range(N)), np.zeros(N, np.int64))
@@ -44,8 +51,18 @@ class Numbers(Dataset):
         if index in self.bad:
             raise ValueError("it is no image")
         if index == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signum)
         return Image.new("RGB", (4, 4), (index,) * 3)
+
+
+class Late:
+    """A transform that is another one in workers: the ring is made of an image of the main one."""
+
+    def __init__(self, there: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.there = there
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return tensor(image) if get_worker_info() is None else self.there(image)
 
 
 def tensor(image: Image.Image) -> torch.Tensor:
@@ -157,6 +174,67 @@ def test_what_is_not_one_images_fault_is_never_skipped(workers: int):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_are_gone_are_never_skipped(tmp_path: Path, workers: int):
+    """A disk that is unmounted, or a folder moved away, between two batches."""
+    files = {f"{split}/a/{i:02}.png": picture(i) for split in ("train", "test") for i in range(90)}
+    write(tmp_path / "own", files)
+    spec = DatasetSpec(name="own", source="images", folder=FolderForm())
+    dataset = open_dataset(spec, Access(root=tmp_path))
+    bad: list[int] = []
+    stream = batches(
+        dataset, "test", np.arange(90), tensor, 2, workers, bad_images="skip",
+        on_bad=lambda row, why: bad.append(row),
+    )  # fmt: skip
+    assert len(next(stream)[0]) == 2
+    (tmp_path / "own").rename(tmp_path / "away")
+    with pytest.raises(
+        DataError, match=r"was there when .* was listed and is gone.*\.png"
+    ) as error:
+        list(stream)
+    assert not isinstance(error.value, ImageError)
+    assert "mounted" in error.value.hint
+    assert bad == []
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (errno.ENOENT, "is gone"),
+        (errno.ENOTDIR, "is gone"),
+        (errno.EACCES, "may not be read"),
+        (errno.EPERM, "may not be read"),
+        (errno.EIO, "cannot be read"),
+        (errno.ESTALE, "cannot be read"),
+        (errno.EISDIR, None),
+        (errno.ENAMETOOLONG, None),
+        (0, None),
+    ],
+)
+def test_what_is_of_one_image_and_what_of_all(code: int, why: str | None):
+    found = undecodable("7", "toy", OSError(code, "x") if code else OSError("broken stream"))
+    assert isinstance(found, ImageError) == (why is None)
+    assert f"image '7' of dataset 'toy' {why or 'cannot be decoded'}" in found.what or (
+        why == "is gone" and "listed and is gone" in found.what
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")]
+)
+def test_memory_that_runs_out_is_not_the_pipelines_fault(error: Exception):
+    def transform(image: Image.Image) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(SaebenchError, match=r"memory ran out .* image '000'") as said:
+        next(batches(Numbers(SPEC), "test", np.arange(9), Late(transform), 4, 1))
+    assert "--workers" in said.value.hint
+    # Here smaller batches may help, and the run tries them.
+    with pytest.raises(type(error)) as raised:
+        next(batches(Numbers(SPEC), "test", np.arange(9), transform, 4, 0))
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_make_no_batch(workers: int):
     def transform(image: Image.Image) -> torch.Tensor:
         first = int(np.asarray(image)[0, 0, 0])
@@ -166,16 +244,29 @@ def test_images_that_make_no_batch(workers: int):
         list(batches(Numbers(SPEC), "test", np.arange(40, 60), transform, 20, workers))
 
 
-def test_a_killed_worker_is_said_and_nothing_hangs():
+@pytest.mark.parametrize(
+    ("signum", "hint"), [(signal.SIGKILL, "memory ran out"), (signal.SIGTERM, "run it again")]
+)
+def test_a_killed_worker_is_said_and_nothing_hangs(signum: signal.Signals, hint: str):
     dataset = Numbers(SPEC)
-    dataset.deadly = 30
+    dataset.deadly, dataset.signum = 30, signum
     before = signal.getsignal(signal.SIGCHLD)
     started = time.monotonic()
-    with pytest.raises(SaebenchError, match="a process that decodes images was killed") as error:
-        numbers(dataset, np.arange(N), 20, workers=1)
+    said = f"a process that decodes images was killed by {signum.name}$"
+    with pytest.raises(SaebenchError) as error:
+        numbers(dataset, np.arange(N), 20, workers=2)
+    assert re.search(said, error.value.what)
     assert time.monotonic() - started < 30
-    assert "--workers" in error.value.hint
+    assert hint in error.value.hint
     assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def test_a_worker_that_leaves_is_said():
+    def transform(image: Image.Image) -> torch.Tensor:
+        os._exit(3)
+
+    with pytest.raises(SaebenchError, match=r"that decodes images ended \(exit code 3\)"):
+        list(batches(Numbers(SPEC), "test", np.arange(9), Late(transform), 4, 1))
 
 
 def test_a_workers_death_comes_up_in_the_loader_alone():
@@ -192,7 +283,7 @@ def test_a_workers_death_comes_up_in_the_loader_alone():
 
 
 SCRIPT = """
-    import os, sys, time
+    import os, signal, sys, time
     import numpy as np
     from tests.test_data_loader import SPEC, Numbers, batches, tensor
 
@@ -204,6 +295,8 @@ SCRIPT = """
     stream = batches(Slow(SPEC), "test", np.arange(100), tensor, 4, 2)
     next(stream)
     children = open(f"/proc/self/task/{os.getpid()}/children").read()
+    if "stop" in sys.argv:
+        os.kill(int(children.split()[0]), signal.SIGSTOP)
     try:
         print(children, flush=True)
         for _ in stream:
@@ -215,11 +308,15 @@ SCRIPT = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("stopped", ["", "stop"])
 @pytest.mark.parametrize("whole_group", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_ctrl_c_leaves_no_workers(whole_group: bool):
-    """A terminal sends it to the whole process group; `kill` sends it to the main process."""
+def test_ctrl_c_leaves_no_workers(whole_group: bool, stopped: str):
+    """A terminal sends it to the whole process group; `kill` sends it to the main process.
+
+    A worker that is stopped answers neither, and nor does it end.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), stopped],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -232,7 +329,11 @@ def test_ctrl_c_leaves_no_workers(whole_group: bool):
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    try:
+        out, _ = process.communicate(timeout=30)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, out) == (130, "stopped\n")
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 

@@ -71,7 +71,7 @@ class Dataset(ABC):
         """Decode row `index` of the split's manifest: PIL, 8-bit RGB.
 
         Errors: ImageError naming an image that does not decode; DataError where the disk or the
-        network fails.
+        network fails, or the file is gone.
         """
         manifest = self.manifest(split)
         n = len(manifest)
@@ -94,26 +94,28 @@ class Dataset(ABC):
     def _decode(self, split: str, index: int) -> Image: ...
 
 
-_OF_ONE_FILE = (
-    errno.ENOENT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENAMETOOLONG,
-)
+_OF_ONE_FILE = (errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def undecodable(id: str, dataset: str, error: Exception) -> DataError:
     """The error to raise for an image, after what `error` says.
 
     An ImageError where it is about this one image. A disk or a network that fails is about all of
-    them: were their images left out, numbers would come from whatever was left.
+    them, and so is a file that was listed and is gone, or may not be read: were such images left
+    out, numbers would come from whatever was left.
     """
-    what = f"image '{id}' of dataset '{dataset}' cannot be"
-    if isinstance(error, OSError) and error.errno and error.errno not in _OF_ONE_FILE:
-        return DataError(f"{what} read: {error}", "run it again once the disk answers")
-    return ImageError(
-        f"{what} decoded: {error or type(error).__name__}",
-        "replace the file, or leave such images out with  --bad-images skip",
-    )
+    what = f"image '{id}' of dataset '{dataset}'"
+    code = error.errno if isinstance(error, OSError) else None
+    if not code or code in _OF_ONE_FILE:
+        return ImageError(
+            f"{what} cannot be decoded: {error or type(error).__name__}",
+            "replace the file, or leave such images out with  --bad-images skip",
+        )
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return DataError(
+            f"{what} was there when the dataset was listed and is gone: {error}",
+            "is the disk still mounted? Are all links to files that are there? Then run it again",
+        )
+    if code in (errno.EACCES, errno.EPERM):
+        return DataError(f"{what} may not be read: {error}", "mend the permissions of its files")
+    return DataError(f"{what} cannot be read: {error}", "run it again once the disk answers")

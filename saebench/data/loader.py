@@ -8,12 +8,16 @@ one that is asked for, those of the next part among them (`parts`).
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import numpy as np
@@ -166,9 +170,12 @@ def _with_room(batch: torch.Tensor | None, piece: Piece, cut: Cut) -> torch.Tens
 
 def _watched(loader: Any, ring: torch.Tensor | None) -> Generator[Piece | SaebenchError]:
     """The loader's items. A worker that dies is an error here, and nowhere else."""
-    why = ""
+    code = 0
     with _own_signals():
         items = iter(loader)
+    workers: Sequence[BaseProcess] = getattr(items, "_workers", ())
+    wake = partial(_wake, workers)
+    atexit.register(wake)  # it may be that nobody takes this generator apart before the end
     try:
         for number in count():
             try:
@@ -177,21 +184,47 @@ def _watched(loader: Any, ring: torch.Tensor | None) -> Generator[Piece | Saeben
                 return
             except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
                 # What a dead worker had decoded ahead cannot be fetched from it any more.
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
                     raise
-                why = str(error) or "it is gone"
+                code = _exit_code(workers)
                 break  # and raised below: this error's frames hold the loader
             if ring is not None and isinstance(piece, Piece) and piece.in_ring:
                 piece = piece._replace(images=ring[number % len(ring), : len(piece.rows)])
             yield piece
     finally:
+        wake()
+        atexit.unregister(wake)
         # It ends its workers when its last reference goes. As a part of a cycle of references, an
         # error's frames for one, it would be taken apart with its queues and wait for them in vain.
         del items
-    raise SaebenchError(
-        f"a process that decodes images was killed ({why})",
-        "memory ran out, most likely: use fewer processes, with  --workers 2  or  --workers 0",
+    raise _death(code)
+
+
+def _exit_code(workers: Sequence[BaseProcess]) -> int:
+    """Of the worker that is gone; minus the signal that killed it."""
+    wait([worker.sentinel for worker in workers], timeout=5)  # its queue may be gone before it is
+    return next((worker.exitcode for worker in workers if worker.exitcode), 0)
+
+
+def _death(code: int) -> SaebenchError:
+    if code >= 0:
+        how = f"ended (exit code {code})"
+    else:
+        names = {one.value: one.name for one in signal.Signals}
+        how = f"was killed by {names.get(-code, f'signal {-code}')}"
+    return SaebenchError(
+        f"a process that decodes images {how}",
+        "memory ran out, most likely: use fewer processes, with  --workers 2  or  --workers 0"
+        if how.endswith(("SIGKILL", "SIGBUS"))  # the system's killer; shared memory that is full
+        else "run it again: what is finished is kept",
     )
+
+
+def _wake(workers: Sequence[BaseProcess]) -> None:
+    """Let workers that were stopped go on, to their end: torch, and Python's exit, wait for it."""
+    for worker in workers:
+        if worker.is_alive() and worker.pid and hasattr(signal, "SIGCONT"):
+            os.kill(worker.pid, signal.SIGCONT)
 
 
 @contextmanager

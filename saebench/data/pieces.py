@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
+from saebench.batch import is_out_of_memory
 from saebench.data.dataset import Dataset
 from saebench.errors import DataError, ImageError, SaebenchError
 
@@ -108,17 +110,37 @@ class Pieces(TorchDataset):
         return Piece(rows, torch.stack(tensors) if tensors else None, False, bad)
 
     def tensor(self, row: int) -> torch.Tensor:
-        """One image, transformed. Errors: DataError, ImageError."""
-        image = self.dataset.image(self.split, row)
+        """One image, transformed.
+
+        Errors: DataError, ImageError; SaebenchError where a worker has no memory left.
+        """
+        try:
+            return self._transformed(self.dataset.image(self.split, row), row)
+        except Exception as error:
+            # In the main process smaller batches may help, which whoever asks for them knows.
+            if not is_out_of_memory(error) or get_worker_info() is None:
+                raise
+            raise SaebenchError(
+                f"memory ran out in a process that decodes images, at {self._name(row)}"
+                + (f": {error}" if str(error) else ""),
+                "use fewer processes, with  --workers 2  or  --workers 0",
+            ) from error
+
+    def _transformed(self, image: Image, row: int) -> torch.Tensor:
         try:
             return self.transform(image)
         except Exception as error:
-            name = self.dataset.manifest(self.split).ids[row]
+            if is_out_of_memory(error):
+                raise
             raise DataError(
-                f"image '{name}' of dataset '{self.dataset.spec.name}', {image.width} x "
-                f"{image.height} pixels, fails in the backbone's input pipeline: {error}",
+                f"{self._name(row)}, {image.width} x {image.height} pixels, fails in the "
+                f"backbone's input pipeline: {error}",
                 "check the [input] of the backbone's entry",
             ) from error
+
+    def _name(self, row: int) -> str:
+        id = self.dataset.manifest(self.split).ids[row]
+        return f"image '{id}' of dataset '{self.dataset.spec.name}'"
 
 
 def ring_for(items: Pieces, places: int) -> torch.Tensor | None:
