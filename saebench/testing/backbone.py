@@ -19,16 +19,17 @@ def check_backbone(
     registry: Registry, name: str, *, access: Access | None = None
 ) -> Iterator[Check]:
     """Builds; its sites give the declared layout; resume equals the full forward at each."""
-    spec = registry.backbone(name)
+    spec = registry.buildable(name)
     held: dict[str, Any] = {}
 
     def build() -> str:
         backbone = held["backbone"] = load_backbone(spec)
         parameters = sum(p.numel() for p in backbone.model.module.parameters())
         weights = weights_of(spec)
-        random = () if weights.file or weights.hub else ("RANDOM: no weights named",)
+        # Only a loader of one's own does without an entry's weights.
+        own = () if weights.file or weights.hub else ("with the weights that its loader gives it",)
         said = (f"{parameters:,} parameters", shown(spec, backbone.model))
-        return ", ".join((*said, *backbone.notes, *random))
+        return ", ".join((*said, *backbone.notes, *own))
 
     yield (built := attempt("builds, with its weights", build))
     if not built.passed:
