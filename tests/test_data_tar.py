@@ -298,7 +298,7 @@ def test_an_index_is_remembered(tmp_path: Path, store: Path, monkeypatch: pytest
         os.utime(path, (old, old))
     expected, names = rows_of(dataset, "train"), dataset.class_names
     with monkeypatch.context() as patch:
-        patch.setattr("saebench.data.tar.members", lambda path: pytest.fail("it is read again"))
+        patch.setattr("saebench.data.tarrows.members", lambda path: pytest.fail("it is read again"))
         again = open_dataset(OWN, Access(root=tmp_path))
         assert rows_of(again, "train") == expected
         assert again.class_names == names
