@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from saebench import lock
 from saebench.data import Access, Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError
+from saebench.hub import resolve_revision
 from saebench.paths import CONTENT
 from saebench.registry import Registry
 from saebench.specs import DatasetSpec, FolderForm, HubForm, TarForm
@@ -563,6 +565,24 @@ def test_what_is_locked_stays(hub: HubStandIn) -> None:
     fresh = open_dataset(spec_of())
     assert fresh.resolved_revision == second
     assert len(fresh.manifest("train")) == 9
+
+
+def test_a_hub_that_nobody_answers_for_is_said_at_once(
+    hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    hub.commit(REPO, pets(), kind="dataset")
+    resolve_revision(REPO, None, kind="dataset", by="pets")
+    nowhere = "http://127.0.0.1:9"
+    template = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    started = time.perf_counter()
+    with pytest.raises(DataError, match="cannot be reached"):
+        open_dataset(spec_of())
+    assert time.perf_counter() - started < 10
+    assert "Retrying" not in caplog.text
 
 
 def test_fetch_says_what_came(hub: HubStandIn) -> None:

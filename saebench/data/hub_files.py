@@ -128,11 +128,19 @@ class RepositoryFiles(Files):
 
     def _may_read(self) -> None:
         """Errors: DataError, where the hub refuses: `datasets` would not say clearly why."""
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import RemoteEntryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            OfflineModeIsEnabled,
+            RemoteEntryNotFoundError,
+        )
 
+        card, at = "README.md", self.commit
         with self.asked.explained(), suppress(RemoteEntryNotFoundError):
-            hf_hub_download(self.repo, "README.md", repo_type="dataset", revision=self.commit)
+            # Where nobody listens, all that follows would try for half a minute.
+            with suppress(HfHubHTTPError, OfflineModeIsEnabled):
+                get_hf_file_metadata(hf_hub_url(self.repo, card, repo_type="dataset", revision=at))
+            hf_hub_download(self.repo, card, repo_type="dataset", revision=at)
 
     @property
     def _url(self) -> str:
