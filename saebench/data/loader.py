@@ -201,14 +201,14 @@ def _watched(loader: Any, ring: torch.Tensor | None) -> Generator[Piece | Saeben
 
 
 def _exit_code(workers: Sequence[BaseProcess]) -> int:
-    """Of the worker that is gone; minus the signal that killed it."""
+    """Of the worker that is gone; minus the signal that killed it, 0 where nothing is known."""
     wait([worker.sentinel for worker in workers], timeout=5)  # its queue may be gone before it is
     return next((worker.exitcode for worker in workers if worker.exitcode), 0)
 
 
 def _death(code: int) -> SaebenchError:
     if code >= 0:
-        how = f"ended (exit code {code})"
+        how = f"ended (exit code {code})" if code else "is gone"
     else:
         names = {one.value: one.name for one in signal.Signals}
         how = f"was killed by {names.get(-code, f'signal {-code}')}"
