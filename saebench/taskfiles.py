@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from saebench.errors import SpecError, UsageError
+from saebench.errors import SpecError
 from saebench.registry import Registry
 from saebench.task import Task
 
