@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from saebench.codes import Codes
-from saebench.errors import NonFiniteError, SaebenchError, UsageError
+from saebench.errors import NonFiniteError, SaebenchError, UsageError, is_out_of_memory
 from saebench.metrics.bootstrap import poisson_weights
 
 if TYPE_CHECKING:
@@ -285,13 +285,3 @@ class Tiles:
         else:
             return False
         return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whatever device."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "out of memory" in text or "not enough memory" in text
-    )

@@ -62,3 +62,14 @@ class ResultsError(SaebenchError):
 
 class WriteError(SaebenchError):
     """A file that cannot be written: no space, no permission, or a folder is a file."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device: torch's is a RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(
+            said in text for said in ("can't allocate memory", "out of memory", "not enough memory")
+        )
+    )

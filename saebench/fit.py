@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone
-from saebench.batch import Tiles, check_finite, is_out_of_memory, rebased
+from saebench.batch import Tiles, check_finite, rebased
 from saebench.data import Dataset
 from saebench.data.loader import batches
-from saebench.errors import DataError
+from saebench.errors import DataError, is_out_of_memory
 from saebench.identity import content_hash
 from saebench.saes import Coder
 from saebench.specs import semantic_fields

@@ -26,13 +26,12 @@ from saebench.batch import (
     Images,
     SaeBatch,
     Tiles,
-    is_out_of_memory,
     rebased,
 )
 from saebench.calibrate import Place
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import choose_workers
-from saebench.errors import DataError, NonFiniteError, SaebenchError
+from saebench.errors import DataError, NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders

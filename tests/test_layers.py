@@ -89,3 +89,11 @@ def test_only_check_imports_testing() -> None:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
 def test_a_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "data").glob("*.py")), ids=lambda p: p.stem)
+def test_data_know_nothing_of_backbones_and_runs(path: Path) -> None:
+    engine = ("batch", "runner", "plan", "units", "fit", "evaluation", "backbones", "saes", "api")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.module.removeprefix("saebench.").partition(".")[0] not in engine

@@ -13,7 +13,7 @@ import torch
 import saebench
 from saebench import api, batch, evaluation, runner, units
 from saebench.backbones import Backbone
-from saebench.errors import Mismatch, ResultsError, UsageError
+from saebench.errors import Mismatch, ResultsError, UsageError, is_out_of_memory
 from saebench.results import ResultsFolder
 from saebench.saes import Sae
 from saebench.specs import RunConfig
@@ -506,7 +506,7 @@ def test_tiles_end_at_the_smallest() -> None:
     ],
 )
 def test_what_is_out_of_memory(error: Exception, is_memory: bool) -> None:
-    assert batch.is_out_of_memory(error) is is_memory
+    assert is_out_of_memory(error) is is_memory
 
 
 # --- one pass, segments ------------------------------------------------------------------------

@@ -19,9 +19,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
-from saebench.batch import is_out_of_memory
 from saebench.data.dataset import Dataset
-from saebench.errors import DataError, ImageError, SaebenchError
+from saebench.errors import DataError, ImageError, SaebenchError, is_out_of_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
