@@ -120,7 +120,7 @@ def tar_of(photographs: Path, paths: list[Path]) -> Dataset:
     """The same photographs as one shard."""
     write_tar(
         photographs / "photos-tar" / "all.tar",
-        {f"photo/{path.name}": path.read_bytes() for path in paths},
+        {f"{'ab'[i % 2]}/{path.name}": path.read_bytes() for i, path in enumerate(paths)},
     )
     spec = DatasetSpec(name="photos-tar", source="images", holdout=0.5, tar=TarForm(label="folder"))
     dataset = open_dataset(spec, Access(root=photographs))
