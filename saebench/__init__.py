@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from saebench.api import plan_run, run
     from saebench.registry import Registry
-    from saebench.specs import RunConfig
+    from saebench.runconfig import RunConfig
 
 _WHERE = {
     "run": "saebench.api",

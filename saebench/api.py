@@ -12,7 +12,8 @@ from saebench.errors import DataError, UsageError
 from saebench.plan import Plan, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
-from saebench.specs import DatasetSpec, RunConfig
+from saebench.runconfig import RunConfig
+from saebench.specs import DatasetSpec
 from saebench.strict import validated
 from saebench.taskfiles import source_sha256
 from saebench.units import STATISTICS_IMAGES, Source, Unit

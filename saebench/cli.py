@@ -17,7 +17,7 @@ import tyro
 from saebench.allocation import keep_freed_memory
 from saebench.errors import SaebenchError
 from saebench.registry import Registry
-from saebench.specs import RunConfig
+from saebench.runconfig import RunConfig
 from saebench.train.config import TrainConfig
 
 if TYPE_CHECKING:

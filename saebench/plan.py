@@ -14,7 +14,8 @@ from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.errors import DataError, UsageError, WeightsError
 from saebench.modelfiles import model_files
 from saebench.registry import Registry, is_glob
-from saebench.specs import BackboneSpec, DatasetSpec, RunConfig, semantic_fields
+from saebench.runconfig import RunConfig
+from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
 from saebench.task import Task
 from saebench.taskfiles import load_task
 from saebench.units import (

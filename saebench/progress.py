@@ -22,8 +22,8 @@ from saebench.bars import stepping_aside
 from saebench.plan import Group, Plan
 from saebench.registry import Registry
 from saebench.report import print_tables
+from saebench.runconfig import RunConfig
 from saebench.runner import Watch
-from saebench.specs import RunConfig
 from saebench.units import Unit
 
 

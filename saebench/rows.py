@@ -28,7 +28,7 @@ from saebench.identity import content_hash
 from saebench.metrics.bootstrap import percentile_interval
 from saebench.registry import Registry
 from saebench.results import SCHEMA_VERSION
-from saebench.specs import RunConfig
+from saebench.runconfig import RunConfig
 from saebench.task import Measurement, Metric, Task, variant_string
 from saebench.taskfiles import source_sha256
 from saebench.weights import weights_revision

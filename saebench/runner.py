@@ -39,7 +39,7 @@ from saebench.plan import Group, Wave
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
-from saebench.specs import RunConfig
+from saebench.runconfig import RunConfig
 from saebench.store import Store
 from saebench.task import Context, Task
 from saebench.units import Unit, backbone_identity

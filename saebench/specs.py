@@ -1,4 +1,4 @@
-"""What registry entries and runs say, as frozen dataclasses read strictly from TOML.
+"""What registry entries say, as frozen dataclasses read strictly from TOML.
 
 A field marked `semantic` can change a number: the semantic fields of a backbone, a dataset and an
 SAE are part of a unit's identity (`saebench.units`). All others (description, licence, paths) are
@@ -322,33 +322,3 @@ class BoardSpec:
     columns: tuple[str, ...] = ()  # "task/metric"
     replaces: str = ""
     description: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Measure SAEs on backbones, and write a table of results.
-
-    Without options: the embedded benchmark, which needs no download. With a backbone: all its SAEs
-    and controls, every task, on the backbone's own dataset. Finished work is never done twice.
-    """
-
-    backbone: tuple[str, ...] = ()  # names or globs; none: the embedded benchmark
-    sae: tuple[str, ...] = ()  # names or globs of SAEs and controls; none: all of the backbone's
-    task: tuple[str, ...] = ()  # names or globs; none: every task that applies
-    dataset: tuple[str, ...] = ()  # names or globs; none: the backbone's own
-    limit: int | None = None  # first n images of the evaluation split
-    train_limit: int | None = None  # first n train images that statistics are fitted on (2048)
-    seed: int = 0  # of what is random: the @random and @shuffled-decoder controls
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone
-    batch_size: int = 64  # images
-    memory: str = "4GiB"  # for the SAEs held at once; more of them go in further passes
-    workers: int | None = None  # processes that decode images; 0 decodes in this one; none: chosen
-    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
-    bad_images: Literal["fail", "skip"] = "fail"  # what to do with an image that does not decode
-    out: str = "results"  # the results folder; the same command again resumes there
-    registry: tuple[str, ...] = ()  # content folders searched before all others
-    suite: Literal["default", "full"] = "default"  # full: also what takes long
-    conventions: bool = False  # add the peers' formulas that derive from the same sums
-    overwrite: Literal["never", "failed", "all"] = "failed"  # which units are measured again
-    dry_run: bool = False  # print what would be done, and do nothing

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saebench.errors import NotFound, ResultsError
 from saebench.plan import Plan
 from saebench.results import ResultsFolder
-from saebench.specs import RunConfig
+from saebench.runconfig import RunConfig
 from saebench.units import Unit
 
 if TYPE_CHECKING:

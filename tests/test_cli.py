@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from saebench.cli import parse
-from saebench.specs import RunConfig
+from saebench.runconfig import RunConfig
 from tests.small import setting
 
 # The command line with segments of 64 images, so that a short run has several.

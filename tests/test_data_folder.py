@@ -23,7 +23,8 @@ from saebench.data.scan import scan
 from saebench.errors import DataError, ImageError, SpecError
 from saebench.paths import CONTENT
 from saebench.registry import Registry
-from saebench.specs import DatasetSpec, FolderForm, HubForm, RunConfig
+from saebench.runconfig import RunConfig
+from saebench.specs import DatasetSpec, FolderForm, HubForm
 from saebench.strict import parse_spec
 from tests.image_collections import SPECIES, WNIDS, imagenet_files, number_of, picture, write
 

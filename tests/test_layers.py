@@ -16,6 +16,7 @@ PACKAGE = Path(saebench.__file__).parent
 HEAVY = {"torch", "torchvision", "pandas", "pyarrow", "timm", "open_clip", "datasets", "sklearn"}
 LIGHT = [
     "cli",
+    "runconfig",
     "specs",
     "strict",
     "registry",

@@ -7,7 +7,8 @@ import pytest
 from saebench.errors import DataError, NotFound, UsageError, WeightsError
 from saebench.plan import Plan, make_plan, memory_bytes
 from saebench.registry import Registry
-from saebench.specs import DatasetSpec, RunConfig
+from saebench.runconfig import RunConfig
+from saebench.specs import DatasetSpec
 from saebench.units import SEGMENT, Source
 from tests.content import BACKBONE, TASK, sae_entry, write
 

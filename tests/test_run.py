@@ -15,8 +15,8 @@ from saebench import api, batch, evaluation, runner, units
 from saebench.backbones import Backbone
 from saebench.errors import Mismatch, ResultsError, UsageError, is_out_of_memory
 from saebench.results import ResultsFolder
+from saebench.runconfig import RunConfig
 from saebench.saes import Sae
-from saebench.specs import RunConfig
 from tests.small import activations, add_sae, random_sae, setting
 
 TASKS = ("reconstruction", "sparsity", "dead_neurons")

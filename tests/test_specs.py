@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from saebench.errors import SpecError
+from saebench.runconfig import RunConfig
 from saebench.specs import (
     BackboneSpec,
     DatasetSpec,
-    RunConfig,
     SaeSpec,
     SiteSpec,
     WeightsSpec,
