@@ -5,13 +5,32 @@ A Python string costs 50 bytes beside its letters; here a text costs its UTF-8 b
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
 
 
-class Texts(Sequence[str]):
+class _Strings(Sequence[str], ABC):
+    """n strings that are made when they are asked for."""
+
+    @abstractmethod
+    def _at(self, place: int) -> str:
+        """The string at 0 <= place < n."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        places = range(len(self))[index]
+        return self._at(places) if isinstance(places, int) else [self._at(i) for i in places]
+
+
+class Texts(_Strings):
     """Texts without NUL, which separates them. `data`: uint8, each text followed by a NUL."""
 
     def __init__(self, data: np.ndarray) -> None:
@@ -27,16 +46,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def _at(self, place: int) -> str:
         start = int(self._ends[place - 1]) + 1 if place else 0
         return self.data[start : self._ends[place]].tobytes().decode()
 
@@ -44,7 +54,7 @@ class Texts(Sequence[str]):
         return iter(self.data.tobytes().decode().split("\0")[:-1])
 
 
-class Paths(Sequence[str]):
+class Paths(_Strings):
     """`<folder>/<name>` of n files, each folder kept once. folder_of: [n] integers."""
 
     def __init__(self, folders: Sequence[str], folder_of: np.ndarray, names: Sequence[str]) -> None:
@@ -53,16 +63,8 @@ class Paths(Sequence[str]):
     def __len__(self) -> int:
         return len(self.folder_of)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return _join(self.folders[int(self.folder_of[index])], self.names[index])
+    def _at(self, place: int) -> str:
+        return _join(self.folders[int(self.folder_of[place])], self.names[place])
 
     def __iter__(self) -> Iterator[str]:
         folders = list(self.folders)
