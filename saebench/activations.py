@@ -1,39 +1,58 @@
 """What turns an SAE's pre-activations [n s] into codes: one frozen class an activation.
 
     Threshold  z = pre where pre > max(θ, 0)         θ = 0: ReLU; a scalar: BatchTopK; [s]: JumpReLU
-    TopK       z = the k largest of ReLU(pre); signed: the k largest of pre, whatever their sign
+    TopK       z = the k largest of ReLU(pre); signed: the k largest of pre, whatever their sign;
+               by magnitude: the k largest of |pre|, their sign kept
+    GroupMax   z = the largest of ReLU(pre) in each of k groups of neighbours
     Gated      z = ReLU(exp(r)·pre + b_mag) where pre + b_gate > 0
+    LeakyReLU  z = pre, times a slope where pre < 0
 
-Comparisons are strict. A row's code depends on that row alone: a BatchTopK SAE is evaluated with
-its stored threshold, never with the top k·b of a batch.
+Around one of them:
+
+    LatentNorm  pre is layer-normed over the s latents before
+    Absolute    |pre| in place of pre
+    Squash      c·tanh(z/c) in place of z
+
+Comparisons are strict, unless a `Threshold` is inclusive. A row's code depends on that row alone: a
+BatchTopK SAE is evaluated with its stored threshold, never with the top k·b of a batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, leaky_relu
 
 from saebench.codes import Codes
 from saebench.topk import topk
 
 
 class Activation(Protocol):
-    """[n s] pre-activations to codes. `tensors` are its own weights, by their stored names."""
+    """[n s] pre-activations to codes. `tensors` are its own weights, by their stored names.
 
+    `k`: the most latents of a row that can be active, where that is fixed.
+    """
+
+    @property
+    def k(self) -> int | None: ...
     @property
     def tensors(self) -> dict[str, Tensor]: ...
     def codes(self, pre_ns: Tensor) -> Codes: ...
-    def to(self, device: torch.device | str) -> Activation: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Threshold:
-    """z = pre where pre > max(θ, 0): ReLU at θ = 0, BatchTopK with a scalar, JumpReLU with [s]."""
+    """z = pre where pre > max(θ, 0): ReLU at θ = 0, BatchTopK with a scalar, JumpReLU with [s].
+
+    `inclusive`: a positive pre that equals θ is kept.
+    """
 
     theta: Tensor | float = 0.0
+    inclusive: bool = False
+    k = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -42,31 +61,50 @@ class Threshold:
     def codes(self, pre_ns: Tensor) -> Codes:
         theta = self.theta
         least = theta.clamp(min=0) if isinstance(theta, Tensor) else max(theta, 0.0)
+        if self.inclusive:
+            return Codes.where((pre_ns >= least) & (pre_ns > 0), pre_ns)
         return Codes.where(pre_ns > least, pre_ns)
-
-    def to(self, device: torch.device | str) -> Threshold:
-        return Threshold(self.theta.to(device) if isinstance(self.theta, Tensor) else self.theta)
 
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The k largest of a row. Without `signed`, values that are not positive count as zero."""
+    """The k largest of a row. Without `signed`, values that are not positive count as zero.
+
+    `by_magnitude` (signed only): the k of largest |pre|.
+    """
 
     k: int
     signed: bool = False
+    by_magnitude: bool = False
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         return {}
 
     def codes(self, pre_ns: Tensor) -> Codes:
-        values_nk, indices_nk = topk(pre_ns, self.k)
+        values_nk, indices_nk = topk(pre_ns.abs() if self.by_magnitude else pre_ns, self.k)
+        if self.by_magnitude:
+            values_nk = pre_ns.gather(1, indices_nk)
         if not self.signed:  # selecting before ReLU leaves the same code as selecting after it
             values_nk = values_nk.relu()
         return Codes.from_topk(values_nk, indices_nk, pre_ns.shape[1])
 
-    def to(self, device: torch.device | str) -> TopK:
-        return self
+
+@dataclass(frozen=True, eq=False)
+class GroupMax:
+    """The largest of each of k groups of s/k neighbouring latents, where it is positive."""
+
+    k: int
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def codes(self, pre_ns: Tensor) -> Codes:
+        values_nk, at_nk = pre_ns.unflatten(1, (self.k, -1)).max(dim=2)
+        size = pre_ns.shape[1] // self.k
+        starts_k = torch.arange(0, pre_ns.shape[1], size, device=pre_ns.device)
+        return Codes.from_topk(values_nk.relu(), at_nk + starts_k, pre_ns.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +114,7 @@ class Gated:
     b_gate_s: Tensor
     r_mag_s: Tensor
     b_mag_s: Tensor
+    k = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -86,5 +125,77 @@ class Gated:
         magnitude_ns = torch.addcmul(self.b_mag_s, pre_ns, self.r_mag_s.exp())
         return Codes.where(open_ns & (magnitude_ns > 0), magnitude_ns)
 
-    def to(self, device: torch.device | str) -> Gated:
-        return Gated(self.b_gate_s.to(device), self.r_mag_s.to(device), self.b_mag_s.to(device))
+
+@dataclass(frozen=True, eq=False)
+class LeakyReLU:
+    """Every latent is active, those below zero with a slope. Not sparse: L0 is s."""
+
+    slope: float = 0.01
+    k = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def codes(self, pre_ns: Tensor) -> Codes:
+        return Codes.from_dense(leaky_relu(pre_ns, self.slope))
+
+
+@dataclass(frozen=True, eq=False)
+class LatentNorm:
+    """Layer norm over the s latents (biased variance, as torch's), then another activation."""
+
+    inner: Activation
+    gain_s: Tensor
+    shift_s: Tensor
+    eps: float = 1e-5
+
+    @property
+    def k(self) -> int | None:
+        return self.inner.k
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.inner.tensors, "latent_gain": self.gain_s, "latent_shift": self.shift_s}
+
+    def codes(self, pre_ns: Tensor) -> Codes:
+        normed_ns = layer_norm(pre_ns, pre_ns.shape[1:], self.gain_s, self.shift_s, self.eps)
+        return self.inner.codes(normed_ns)
+
+
+@dataclass(frozen=True, eq=False)
+class Absolute:
+    """|pre| in place of pre: what is kept are magnitudes."""
+
+    inner: Activation
+
+    @property
+    def k(self) -> int | None:
+        return self.inner.k
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.inner.tensors
+
+    def codes(self, pre_ns: Tensor) -> Codes:
+        return self.inner.codes(pre_ns.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Squash:
+    """c·tanh(z/c) in place of z: no latent exceeds c."""
+
+    inner: Activation
+    cap: float = 1.0
+
+    @property
+    def k(self) -> int | None:
+        return self.inner.k
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.inner.tensors
+
+    def codes(self, pre_ns: Tensor) -> Codes:
+        codes = self.inner.codes(pre_ns)
+        return replace(codes, values_m=self.cap * torch.tanh(codes.values_m / self.cap))

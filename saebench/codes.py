@@ -8,27 +8,68 @@ predicate of l0 and density.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saebench.moving import moved
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What decoding needs of the rows that were encoded, and that their codes do not hold.
+
+    x̂ = scale·(û + skip) + shift, where û is what the codes decode to. `scale_n` and `shift_n` [n]
+    are of an SAE that normalises each row (a layer norm, a length), `skip_nd` [n d] of a transcoder
+    with a skip connection.
+    """
+
+    scale_n: Tensor | None = None
+    shift_n: Tensor | None = None
+    skip_nd: Tensor | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor | None, ...]:
+        return self.scale_n, self.shift_n, self.skip_nd
+
+    def undo(self, u_nd: Tensor) -> Tensor:
+        """scale·(û + skip) + shift, [n d]."""
+        if self.skip_nd is not None:
+            u_nd = u_nd + self.skip_nd
+        if self.scale_n is not None:
+            u_nd = u_nd * self.scale_n[:, None]
+        return u_nd if self.shift_n is None else u_nd + self.shift_n[:, None]
+
+    def __getitem__(self, rows: slice) -> Frame:
+        return Frame(*(None if part is None else part[rows] for part in self.parts))
+
+    @classmethod
+    def cat(cls, frames: Sequence[Frame]) -> Frame:
+        """The rows of all, one after the other: all have the same parts."""
+        columns = zip(*(frame.parts for frame in frames), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """offsets_n1 [n+1] int64, indices_m [m] int64 (latents), values_m [m] float32, none zero."""
+    """offsets_n1 [n+1] int64, indices_m [m] int64 (latents), values_m [m] float32, none zero.
+
+    `frame`: what an SAE that normalises its rows needs to decode them; None for all others.
+    """
 
     d_sae: int
     offsets_n1: Tensor
     indices_m: Tensor
     values_m: Tensor
+    frame: Frame | None = None
 
     @classmethod
-    def from_dense(cls, z_ns: Tensor) -> Codes:
+    def from_dense(cls, z_ns: Tensor, frame: Frame | None = None) -> Codes:
         """The non-zero entries of z [n s]."""
-        return cls.where(z_ns != 0, z_ns)
+        return cls.where(z_ns != 0, z_ns).framed(frame)
 
     @classmethod
     def where(cls, keep_ns: Tensor, z_ns: Tensor) -> Codes:
@@ -57,12 +98,18 @@ class Codes:
         if len(parts) == 1:
             return parts[0]
         counts_n = torch.cat([part.l0_n() for part in parts])
+        frames = [part.frame for part in parts if part.frame is not None]
         return cls(
             parts[0].d_sae,
             _offsets(counts_n),
             torch.cat([part.indices_m for part in parts]),
             torch.cat([part.values_m for part in parts]),
+            Frame.cat(frames) if frames else None,
         )
+
+    def framed(self, frame: Frame | None) -> Codes:
+        """The same codes, with what their rows need to be decoded."""
+        return self if frame is None else replace(self, frame=frame)
 
     @property
     def n_rows(self) -> int:
@@ -113,17 +160,16 @@ class Codes:
         offsets_n1 = self.offsets_n1[start : max(start, stop) + 1]
         first, last = int(offsets_n1[0]), int(offsets_n1[-1])
         return Codes(
-            self.d_sae, offsets_n1 - first, self.indices_m[first:last], self.values_m[first:last]
+            self.d_sae,
+            offsets_n1 - first,
+            self.indices_m[first:last],
+            self.values_m[first:last],
+            None if self.frame is None else self.frame[rows],
         )
 
     def to(self, device: torch.device | str) -> Codes:
         """The same codes on another device."""
-        return Codes(
-            self.d_sae,
-            self.offsets_n1.to(device),
-            self.indices_m.to(device),
-            self.values_m.to(device),
-        )
+        return moved(self, device)
 
 
 def _offsets(counts_n: Tensor) -> Tensor:

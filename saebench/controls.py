@@ -139,14 +139,15 @@ def random_like(
     """
     directions_sd = torch.randn(sae.d_sae, sae.d_model, generator=generator)
     directions_sd = (directions_sd / directions_sd.norm(dim=1, keepdim=True)).to(sae.device)
+    bias_d = mean_d.to(sae.device, torch.float32)
     return Sae(
         W_enc_ds=scale * directions_sd.T,
         b_enc_s=torch.zeros(sae.d_sae, device=sae.device),
         W_dec_sd=directions_sd,
-        b_dec_d=mean_d.to(sae.device, torch.float32),
+        b_dec_d=bias_d,
         activation=TopK(min(max(1, round(l0)), sae.d_sae)),
         architecture="topk",
-        pre_bias=True,
+        b_pre_d=bias_d,
     )
 
 

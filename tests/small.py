@@ -49,14 +49,15 @@ def random_sae(seed: int = 0, *, k: int | None = 4, d: int = WIDTH, s: int = LAT
     """A tied SAE of random unit directions: TopK, or ReLU with k None."""
     generator = torch.Generator().manual_seed(seed)
     W_dec_sd = torch.nn.functional.normalize(torch.randn(s, d, generator=generator), dim=1)
+    b_dec_d = torch.randn(d, generator=generator) * 0.1
     return Sae(
         W_enc_ds=W_dec_sd.T.contiguous(),
         b_enc_s=torch.full((s,), -0.5 if k is None else 0.0),
         W_dec_sd=W_dec_sd,
-        b_dec_d=torch.randn(d, generator=generator) * 0.1,
+        b_dec_d=b_dec_d,
         activation=Threshold() if k is None else TopK(k),
         architecture="relu" if k is None else "topk",
-        pre_bias=True,
+        b_pre_d=b_dec_d,
     )
 
 

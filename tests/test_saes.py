@@ -10,6 +10,7 @@ import torch
 
 from saebench.activations import Activation, Gated, Threshold, TopK
 from saebench.errors import WeightsError
+from saebench.inputs import Scaling
 from saebench.saes import Sae, affine
 
 D, S, N = 8, 24, 33
@@ -37,20 +38,24 @@ ACTIVATIONS: dict[str, tuple[Activation, str]] = {
 }
 
 
-def make(name: str, **more: Any) -> Sae:
+def make(
+    name: str, *, pre_bias: bool = False, scale: float = 1.0, mean_d: torch.Tensor | None = None
+) -> Sae:
     """Decoder rows of norms 0.5 to 2 and a bias of size 1, so that every slip shows."""
     activation, architecture = ACTIVATIONS[name]
     rows_sd = numbers(S, D, seed=1)
     rows_sd *= (torch.linspace(0.5, 2, S) / rows_sd.norm(dim=1))[:, None]
+    b_dec_d = numbers(D, seed=4)
     return Sae(
         W_enc_ds=numbers(D, S, seed=2),
         b_enc_s=0.0 * numbers(S, seed=3) if name == "gated" else numbers(S, seed=3),
         W_dec_sd=rows_sd,
-        b_dec_d=numbers(D, seed=4),
+        b_dec_d=b_dec_d,
         activation=activation,
         architecture=architecture,
         prefixes=(6, 24) if name == "matryoshka" else (),
-        **more,
+        b_pre_d=b_dec_d if pre_bias else None,
+        scaling=Scaling(mean_d, scale),
     )
 
 
@@ -58,8 +63,9 @@ def twin(sae: Sae, x_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """z and x̂ in float64."""
     w = {name: tensor.double().numpy() for name, tensor in sae.tensors.items()}
     mean = w.get("mean", 0.0)
-    u = (x_nd - mean) * sae.scale
-    pre = (u - w["b_dec"] if sae.pre_bias else u) @ w["W_enc"] + w["b_enc"]
+    scale = float(sae.scaling.scale)
+    u = (x_nd - mean) * scale
+    pre = (u if sae.b_pre_d is None else u - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     if sae.architecture == "gated":
         z = np.maximum(pre * np.exp(w["r_mag"]) + w["b_mag"], 0) * (pre + w["b_gate"] > 0)
     elif isinstance(sae.activation, TopK):
@@ -68,15 +74,16 @@ def twin(sae: Sae, x_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         z = np.where(values >= least, values, 0)
     else:
         z = np.maximum(pre, 0) * (pre > w.get("threshold", 0.0))
-    return z, (z @ w["W_dec"] + w["b_dec"]) / sae.scale + mean
+    return z, (z @ w["W_dec"] + w["b_dec"]) / scale + mean
 
 
 @pytest.mark.parametrize("scaling", ["raw", "scaled"])
 @pytest.mark.parametrize("pre_bias", [True, False])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_forward_is_that_of_the_formulas(name: str, pre_bias: bool, scaling: str) -> None:
-    more = {"scale": 0.25, "mean_d": numbers(D, seed=8)} if scaling == "scaled" else {}
-    sae = make(name, pre_bias=pre_bias, **more)
+    sae = make(name, pre_bias=pre_bias)
+    if scaling == "scaled":
+        sae = make(name, pre_bias=pre_bias, scale=0.25, mean_d=numbers(D, seed=8))
     x_nd = 3 * numbers(N, D, seed=9) + 2
     z_ns, xhat_nd = twin(sae, x_nd.double().numpy())
     codes = sae.encode(x_nd)
@@ -148,13 +155,13 @@ def broken(**change: Any) -> Sae:
         ({"W_dec_sd": torch.zeros(4, 5)}, r"W_dec has shape \[4, 5\].*asks for \[4, 4\]"),
         ({"b_enc_s": torch.zeros(3)}, r"b_enc has shape \[3\].*asks for \[4\]"),
         ({"activation": Threshold(torch.zeros(3))}, r"threshold has shape \[3\]"),
-        ({"mean_d": torch.zeros(2)}, r"mean has shape \[2\]"),
+        ({"scaling": Scaling(torch.zeros(2))}, r"mean has shape \[2\]"),
         ({"b_dec_d": torch.tensor([0, 0, 0, float("nan")])}, "b_dec holds 1 NaN"),
         ({"W_enc_ds": torch.full((4, 4), float("inf"))}, "W_enc holds 16 NaN or infinite"),
-        ({"scale": 0.0}, "input scale"),
+        ({"scaling": Scaling(scale=0.0)}, "input scale"),
         ({"activation": TopK(5)}, "k = 5 of 4"),
         ({"prefixes": (2, 3)}, "prefixes"),
-        ({"W_enc_ds": torch.zeros(4)}, "not \\[d s\\]"),
+        ({"W_enc_ds": torch.zeros(4)}, "no matrices"),
     ],
 )
 def test_weights_that_make_no_sae(change: dict[str, Any], said: str) -> None:

@@ -97,14 +97,15 @@ def test_vector(column: str) -> None:
 def topk_sae(d: int = 12, s: int = 40, k: int = 4, seed: int = 0) -> Sae:
     generator = torch.Generator().manual_seed(seed)
     rows_sd = torch.nn.functional.normalize(torch.randn(s, d, generator=generator), dim=1)
+    b_dec_d = torch.randn(d, generator=generator)
     return Sae(
         W_enc_ds=rows_sd.T.clone(),
         b_enc_s=torch.zeros(s),
         W_dec_sd=rows_sd,
-        b_dec_d=torch.randn(d, generator=generator),
+        b_dec_d=b_dec_d,
         activation=TopK(k),
         architecture="topk",
-        pre_bias=True,
+        b_pre_d=b_dec_d,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from saebench.activations import Gated, Threshold, TopK
 from saebench.errors import DataError, UsageError
+from saebench.inputs import Scaling as InputScaling
 from saebench.saes import Sae
 from saebench.train.architectures import forward
 from saebench.train.convert import architecture_of, from_sae, to_sae
@@ -244,9 +245,8 @@ def other_form(sae: Sae, *, pre_bias: bool, norms: bool) -> Sae:
         W_dec_sd=W_dec_sd,
         b_dec_d=b_dec_d,
         activation=activation,
-        pre_bias=pre_bias,
-        mean_d=mean_d,
-        scale=scale,
+        b_pre_d=b_dec_d if pre_bias else None,
+        scaling=InputScaling(mean_d, scale),
     )
 
 

@@ -24,7 +24,8 @@ from saebench.activations import Activation, Gated, Threshold, TopK
 from saebench.atomic import write_bytes
 from saebench.errors import SpecError, WeightsError
 from saebench.formats.content import Content
-from saebench.saes import ARCHITECTURES, Sae
+from saebench.inputs import Scaling
+from saebench.saes import Sae
 
 NAME = "saebench"
 VERSION = "1"
@@ -36,6 +37,7 @@ _OF_ACTIVATION = {
     "gated": ("b_gate", "r_mag", "b_mag"),
 }
 _CONFIG = {"architecture", "d_model", "d_sae", "pre_bias", "scale"}
+ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka-batchtopk")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -77,9 +79,8 @@ def read(content: Content, semantics: Mapping[str, object]) -> Sae:
         b_dec_d=float32["b_dec"],
         activation=_activation(architecture, config, float32),
         architecture=architecture,
-        pre_bias=bool(config["pre_bias"]),
-        scale=float(config["scale"]),
-        mean_d=float32.get("mean"),
+        b_pre_d=float32["b_dec"] if config["pre_bias"] else None,
+        scaling=Scaling(float32.get("mean"), float(config["scale"])),
         prefixes=tuple(config.get("prefixes", ())),
         stored_dtype=str(tensors["W_enc"].dtype).removeprefix("torch."),
     )
@@ -132,8 +133,12 @@ def write_sae(
     """Write an SAE, atomically; returns the sha256 of the file. The same SAE gives the same bytes.
 
     `extra` is plain JSON about where it comes from. Errors: WriteError; WeightsError where `dtype`
-    cannot hold a weight.
+    cannot hold a weight, or the format what the SAE does.
     """
+    if strange := _beyond(sae):
+        raise WeightsError(
+            f"saebench's own format has no place for {strange}", "keep the file that it came in"
+        )
     as_dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     tensors = {
         name: tensor.detach().to("cpu", as_dtype).contiguous()
@@ -146,8 +151,8 @@ def write_sae(
         "architecture": sae.architecture,
         "d_model": sae.d_model,
         "d_sae": sae.d_sae,
-        "pre_bias": sae.pre_bias,
-        "scale": sae.scale,
+        "pre_bias": sae.b_pre_d is not None,
+        "scale": sae.scaling.scale,
         "extra": dict(extra or {}),
     }
     if isinstance(sae.activation, TopK):
@@ -157,6 +162,23 @@ def write_sae(
     data = _serialised(tensors, {"format": NAME, "version": VERSION, "config": _canonical(config)})
     write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _beyond(sae: Sae) -> str:
+    """What an SAE does that a file of this version cannot say; '' for nothing."""
+    activation = sae.activation
+    parts = {
+        "the activation": not isinstance(activation, (Threshold, TopK, Gated)),
+        "an inclusive threshold": isinstance(activation, Threshold) and activation.inclusive,
+        "a selection by magnitude": isinstance(activation, TopK) and activation.by_magnitude,
+        "a pre-bias that is not the decoder's": sae.b_pre_d is not None
+        and not torch.equal(sae.b_pre_d, sae.b_dec_d),
+        "rows that are normalised one by one": sae.scaling.rows is not None,
+        "an input scale for each dimension": isinstance(sae.scaling.scale, Tensor),
+        "hidden layers": sae.trunk is not None,
+        "a transcoder": sae.transcoder or sae.skip_dd is not None,
+    }
+    return next((what for what, there in parts.items() if there), "")
 
 
 def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -5,7 +5,7 @@ pre = (x − b_dec) W_enc + b_enc. Any SAE of the six architectures can be broug
 u = (x − mean)·scale, ρ_j = ‖W_dec row j‖ / |scale| and b = b_dec/scale + mean:
 
     W_enc' = scale·W_enc·ρ     W_dec' = W_dec / (scale·ρ)     b_dec' = b
-    b_enc' = (b_enc + b_dec W_enc, without pre-bias)·ρ        θ' = θ·ρ     latents z' = z·ρ
+    b_enc' = (b_enc + (b_dec − b_pre) W_enc)·ρ        θ' = θ·ρ     latents z' = z·ρ
 Where latents compete (TopK) or share a threshold (BatchTopK), ρ has to be the same for all.
 """
 
@@ -43,7 +43,7 @@ def to_sae(recipe: Recipe, raw: Params) -> Sae:
         b_dec_d=raw["b_dec_d"],
         activation=activation,
         architecture=recipe.arch,
-        pre_bias=True,
+        b_pre_d=raw["b_dec_d"],
         prefixes=recipe.prefixes if recipe.arch == "matryoshka-batchtopk" else (),
     )
 
@@ -51,11 +51,15 @@ def to_sae(recipe: Recipe, raw: Params) -> Sae:
 def architecture_of(sae: Sae, name: str) -> Arch:
     """The architecture to go on training with. Errors: UsageError for one that is not trained."""
     found = sae.architecture
-    signed = isinstance(sae.activation, TopK) and sae.activation.signed
-    if found not in ARCHITECTURES or signed:
+    if found not in ARCHITECTURES:
         raise UsageError(
-            f"'{name}' is {'signed ' if signed else ''}{found}, which cannot be trained further",
+            f"'{name}' is {found}, which cannot be trained further",
             f"trained are: {', '.join(ARCHITECTURES)}",
+        )
+    if strange := beyond_training(sae):
+        raise UsageError(
+            f"'{name}' has {strange}, which no SAE trained here has",
+            "train one anew, or adapt another",
         )
     norms_s = sae.decoder_norms_s
     if found not in PENALISED and norms_s.max() > (1 + SPREAD) * norms_s.min():
@@ -67,19 +71,35 @@ def architecture_of(sae: Sae, name: str) -> Arch:
     return found
 
 
+def beyond_training(sae: Sae) -> str:
+    """What an SAE has that the forward pass of training does not; '' where it can be trained on."""
+    activation = sae.activation
+    parts = {
+        "signed latents": isinstance(activation, TopK) and activation.signed,
+        "an inclusive threshold": isinstance(activation, Threshold) and activation.inclusive,
+        "another activation": not isinstance(activation, (TopK, Threshold, Gated)),
+        "rows that are normalised one by one": sae.scaling.rows is not None,
+        "an input scale for each dimension": isinstance(sae.scaling.scale, torch.Tensor),
+        "hidden layers": sae.trunk is not None,
+        "another activation as its target": sae.transcoder,
+    }
+    return next((what for what, has in parts.items() if has), "")
+
+
 def from_sae(sae: Sae) -> Params:
     """Weights for raw activations in the form of training, with the same reconstruction."""
     rho_s = sae.decoder_norms_s.float()
     if isinstance(sae.activation, (TopK, Threshold)) and sae.architecture not in PENALISED:
         rho_s = torch.full_like(rho_s, float(rho_s.mean()))
     rho_s = torch.where(rho_s > 0, rho_s, torch.ones_like(rho_s))
-    mean_d = torch.zeros_like(sae.b_dec_d) if sae.mean_d is None else sae.mean_d
-    b_enc_s = sae.b_enc_s if sae.pre_bias else sae.b_enc_s + sae.b_dec_d @ sae.W_enc_ds
+    mean_d, scale = sae.scaling.mean_d, float(sae.scaling.scale)
+    b_pre_d = 0.0 if sae.b_pre_d is None else sae.b_pre_d
+    b_enc_s = sae.b_enc_s + (sae.b_dec_d - b_pre_d) @ sae.W_enc_ds
     raw = {
-        "W_enc_ds": sae.W_enc_ds * (sae.scale * rho_s),
+        "W_enc_ds": sae.W_enc_ds * (scale * rho_s),
         "b_enc_s": b_enc_s * rho_s,
-        "W_dec_sd": sae.W_dec_sd / (sae.scale * rho_s).unsqueeze(1),
-        "b_dec_d": sae.b_dec_d / sae.scale + mean_d,
+        "W_dec_sd": sae.W_dec_sd / (scale * rho_s).unsqueeze(1),
+        "b_dec_d": sae.b_dec_d / scale + (0.0 if mean_d is None else mean_d),
     }
     if isinstance(sae.activation, Gated):
         gated = sae.activation

@@ -25,14 +25,15 @@ TASKS = ("reconstruction", "sparsity", "dead_neurons")
 def make_sae(seed: int = 0) -> Sae:
     generator = torch.Generator().manual_seed(seed)
     rows_sd = normalize(torch.randn(S, D, generator=generator), dim=1)
+    b_dec_d = 0.1 * torch.randn(D, generator=generator)
     return Sae(
         W_enc_ds=rows_sd.T.contiguous(),
         b_enc_s=torch.zeros(S),
         W_dec_sd=rows_sd,
-        b_dec_d=0.1 * torch.randn(D, generator=generator),
+        b_dec_d=b_dec_d,
         activation=TopK(K),
         architecture="topk",
-        pre_bias=True,
+        b_pre_d=b_dec_d,
     )
 
 
