@@ -49,7 +49,9 @@ class WeightsSpec:
 
     `sha256` identifies the bytes. It is checked before anything is parsed. Whatever of `revision`,
     `filename` and `sha256` a hub entry leaves out is resolved at first use and locked
-    (`saebench.lock`).
+    (`saebench.lock`). `beside`: the configurations that an SAE's format reads with the file, by
+    their names in its folder, with their sha256 ("": not declared). Of a local file, those that lie
+    where they usually do are found without it.
     """
 
     file: str | None = None
@@ -57,6 +59,7 @@ class WeightsSpec:
     revision: str | None = None  # a commit, tag or branch; none: the default branch
     filename: str | None = None  # none: the loader's usual names, in their usual order
     sha256: str | None = semantic(default=None)
+    beside: Mapping[str, str] = field(default_factory=dict)  # see `units.coder_identity`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from saebench.beside import beside_sha256
 from saebench.coders import CoderRef, chain_of
 from saebench.data.access import Access
 from saebench.data.dataset import Dataset
@@ -106,6 +107,8 @@ def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
                 "name": link.name,
                 **semantic_fields(link),
                 "weights": weights_sha256(link),
+                # Only where there is any, so that ids of SAEs that say it all do not change.
+                **({"beside": found} if (found := beside_sha256(link)) else {}),
             }
             for link in chain_of(registry, ref.sae)
         ]

@@ -1,42 +1,58 @@
 """Checkpoint formats: a file is recognised by its content and turned into an `Sae`.
 
-One module a format, each with `NAME`, `recognise(content) -> bool` and `read(content, semantics)
--> Sae`. A format comes in by its line in `FORMATS`; the first that recognises a file reads it.
+One module a format, with
+
+    NAME                        as entries write it
+    recognise(content) -> bool  whether a file is this, and nothing else
+    could_be(content) -> bool   optional: whether it can be read as this, when somebody says so
+    read(content, facts) -> Sae
+
+and a line in `FORMATS`. Formats never overlap: a file that two could have written is recognised by
+none of them, and `format` in the entry decides between those that say `could_be`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from saebench.beside import beside_paths, statistics_path
 from saebench.errors import SpecError, WeightsError
-from saebench.formats import native
 from saebench.formats.content import Content, sniff
+from saebench.formats.facts import Facts, MissingFacts
 from saebench.formats.native import write_sae
+from saebench.formats.statistics import read_statistics
 from saebench.saes import Sae
 from saebench.specs import SaeSpec
 from saebench.weights import verified_path
 
-__all__ = ["FORMATS", "read_entry", "read_sae", "write_sae"]
+__all__ = ["FORMATS", "format_of", "read_content", "read_entry", "read_sae", "write_sae"]
 
-FORMATS: tuple[ModuleType, ...] = (native,)
+FORMATS: Mapping[str, ModuleType] = {
+    module.NAME: module
+    for module in (import_module(f"saebench.formats.{name}") for name in ("native",))
+}
+"""Every format that is read, by its name."""
 
 
 def read_sae(path: Path, spec: SaeSpec | None = None) -> Sae:
     """Read an SAE of any known format, float32 on the CPU.
 
-    With a `spec`, its `format` and `semantics` are held to. `read_entry` finds an entry's file and
-    checks its sha256 first. Errors: WeightsError (truncated, not weights, NaN), SpecError.
+    With a `spec`, its `format`, `semantics` and side files hold. `read_entry` finds an entry's file
+    and checks its sha256 first.
+    Errors: WeightsError (truncated, not weights, NaN), SpecError (facts that are missing or wrong).
     """
-    content = sniff(path)
-    semantics: Mapping[str, object] = spec.semantics if spec else {}
-    try:
-        return _format_of(content, spec).read(content, semantics)
-    except (SpecError, WeightsError) as error:
-        if str(path) in error.what:
-            raise
-        raise type(error)(f"{path}: {error.what}", error.hint) from None
+    if spec is None:
+        return read_content(sniff(path), Facts())
+    statistics = statistics_path(spec)
+    given = {name: value for name, value in spec.semantics.items() if name != "statistics"}
+    estimated = read_statistics(statistics) if statistics else {}
+    content = sniff(path, beside_paths(spec, path))
+    return read_content(content, Facts(given, giver="entry", estimated=estimated), spec.format)
 
 
 def read_entry(spec: SaeSpec) -> Sae:
@@ -47,28 +63,75 @@ def read_entry(spec: SaeSpec) -> Sae:
     path = verified_path(spec)
     if path is None:
         raise SpecError(f"{spec.path or spec.name}: there are no weights", '[weights]  file = "…"')
-    return read_sae(path, spec)
+    try:
+        return read_sae(path, spec)
+    except MissingFacts as error:
+        error.what = f"{spec.path or spec.name}: {error.what}"
+        raise
 
 
-def _format_of(content: Content, spec: SaeSpec | None) -> ModuleType:
-    known = {module.NAME: module for module in FORMATS}
-    if spec and spec.format and spec.format not in known:
+def read_content(content: Content, facts: Facts, name: str | None = None) -> Sae:
+    """Read what was sniffed, as the format `name`, or as what it is. Errors: as `read_sae`."""
+    module = format_of(content, name)
+    try:
+        sae = module.read(content, facts)
+    except MissingFacts as error:
+        error.what = f"{content.path} ({module.NAME}): {error.what}"
+        raise
+    except (SpecError, WeightsError) as error:
+        if str(content.path) in error.what:
+            raise
+        raise type(error)(f"{content.path} ({module.NAME}): {error.what}", error.hint) from None
+    return replace(sae, record=facts.record(module.NAME))
+
+
+def format_of(content: Content, name: str | None = None) -> ModuleType:
+    """The format of a file, and whether it is the stated one.
+
+    Errors: SpecError (a format that is not known, or is not this file's), WeightsError (none).
+    """
+    if name and name not in FORMATS:
         raise SpecError(
-            f"{spec.path or spec.name}: format = '{spec.format}' is not one that is read",
-            f"known: {', '.join(known)}",
+            f"format = '{name}' is not one that is read", f"known: {', '.join(FORMATS)}"
         )
-    found = next((module for module in FORMATS if module.recognise(content)), None)
-    if found is None:
-        names = content.names
-        shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-        raise WeightsError(
-            f"{content.path} is of no known SAE format; it holds: {shown or 'nothing'}",
-            f"known: {', '.join(known)}; a format is one file in saebench/formats",
-        )
-    if spec and spec.format and spec.format != found.NAME:
+    found = next((module for module in FORMATS.values() if module.recognise(content)), None)
+    if name is None:
+        if found is None:
+            raise _unrecognised(content)
+        return found
+    stated = FORMATS[name]
+    if found not in (None, stated):
         raise SpecError(
-            f"{spec.path or spec.name} says format = '{spec.format}', and {content.path} is "
-            f"'{found.NAME}' by its content",
+            f"format = '{name}' is stated, and {content.path} is '{found.NAME}' by its content",
             "correct or remove  format",
         )
-    return found
+    if found is None and not _could_be(stated, content):
+        raise SpecError(
+            f"format = '{name}' is stated, and {content.path} is not of that format: it holds "
+            f"{_names(content)}",
+            "correct or remove  format",
+        )
+    return stated
+
+
+def _could_be(module: ModuleType, content: Content) -> bool:
+    return hasattr(module, "could_be") and module.could_be(content)
+
+
+def _unrecognised(content: Content) -> WeightsError:
+    possible = [name for name, module in FORMATS.items() if _could_be(module, content)]
+    if possible:
+        return WeightsError(
+            f"{content.path} could be of several formats, which read the same names otherwise: "
+            f"{', '.join(possible)}",
+            f"say which:   format = '{possible[0]}'   (its configuration file may be missing)",
+        )
+    return WeightsError(
+        f"{content.path} is of no known SAE format; it holds: {_names(content)}",
+        f"known: {', '.join(FORMATS)}; a format is one file in saebench/formats",
+    )
+
+
+def _names(content: Content) -> str:
+    names = sorted(content.names)
+    return (", ".join(names[:12]) + (", …" if len(names) > 12 else "")) or "nothing"

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from saebench.activations import Activation, Gated, Threshold, TopK
 from saebench.atomic import write_bytes
-from saebench.errors import SpecError, WeightsError
+from saebench.errors import WeightsError
 from saebench.formats.content import Content
+from saebench.formats.facts import Facts
 from saebench.inputs import Scaling
 from saebench.saes import Sae
 
@@ -46,13 +47,9 @@ def recognise(content: Content) -> bool:
     return content.metadata.get("format") == NAME
 
 
-def read(content: Content, semantics: Mapping[str, object]) -> Sae:
+def read(content: Content, facts: Facts) -> Sae:
     """Errors: WeightsError (another version, keys or tensors that do not belong), SpecError."""
-    if semantics:
-        raise SpecError(
-            f"an SAE in saebench's own format needs no semantics: {', '.join(semantics)}",
-            "remove  [semantics]  from the entry; the file says it all",
-        )
+    facts.settle()  # the file says it all
     if (version := content.metadata.get("version")) != VERSION:
         raise WeightsError(
             f"it is version {version} of the format, and this saebench reads {VERSION}",
