@@ -18,7 +18,6 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from saebench.beside import beside_paths, statistics_path
 from saebench.errors import SpecError, WeightsError
