@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from saebench.codes import Codes
-from saebench.errors import NonFiniteError, SaebenchError, UsageError, is_out_of_memory
+from saebench.codes import Codes, Frame
+from saebench.errors import Mismatch, NonFiniteError, SaebenchError, UsageError, is_out_of_memory
 from saebench.metrics.bootstrap import poisson_weights
 
 if TYPE_CHECKING:
     from saebench.backbones import Backbone, Capture, Output
-    from saebench.saes import Coder, Sae
+    from saebench.saes import Coder
 
 
 class CoderError(SaebenchError):
@@ -86,29 +86,29 @@ def rebased(layout: Mapping[str, slice], kinds: Sequence[str]) -> dict[str, slic
 class View:
     """x_btd: raw float32 activations of b images, the t tokens that an SAE covers.
 
-    For an SAE on an SAE, x are the codes of the one below it, and `below` is what that one sees.
+    For an SAE on an SAE, x are the codes of the one below it, and `below` is what that one sees,
+    and what decoding its codes takes.
     """
 
     images: Images
     site: str
     kinds: Mapping[str, slice]
     x_btd: torch.Tensor
-    below: tuple[View, Sae] | None = None
+    below: tuple[View, Coder, Frame | None] | None = None
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def above(self, sae: Sae, site: str, tile_bytes: int) -> View:
-        """What an SAE on `sae` sees: its codes of these tokens, dense."""
-        x_btd = sae.encode(self.x_nd, tile_bytes=tile_bytes).dense()
-        return View(
-            self.images, site, self.kinds, x_btd.unflatten(0, self.x_btd.shape[:2]), (self, sae)
-        )
+    def above(self, coder: Coder, site: str, tile_bytes: int) -> View:
+        """What an SAE on `coder` sees: its codes of these tokens, dense."""
+        codes = coder.encode(self.x_nd, tile_bytes=tile_bytes)
+        x_btd = codes.dense().unflatten(0, self.x_btd.shape[:2])
+        return View(self.images, site, self.kinds, x_btd, (self, coder, codes.frame))
 
     def to_backbone(self, x_btd: torch.Tensor) -> tuple[View, torch.Tensor]:
         """The view at the backbone's own site, and there what stands for these activations."""
         if self.below is None:
             return self, x_btd
-        view, sae = self.below
-        decoded_nd = sae.decode(Codes.from_dense(x_btd.flatten(0, 1)))
+        view, coder, frame = self.below
+        decoded_nd = coder.decode(Codes.from_dense(x_btd.flatten(0, 1), frame))
         return view.to_backbone(decoded_nd.view_as(view.x_btd))
 
     @cached_property
@@ -182,7 +182,15 @@ class SaeBatch:
 
     @property
     def recon_btd(self) -> torch.Tensor:
-        """The reconstruction in raw activation space. Errors: CoderError."""
+        """The reconstruction in raw activation space.
+
+        Errors: CoderError; Mismatch for a transcoder, which reconstructs something else.
+        """
+        if self.coder.transcoder:
+            raise Mismatch(
+                "it is a transcoder: what it writes is not an estimate of what it reads",
+                "tasks that look at its codes alone can be run",
+            )
         return self._recon_btd
 
     @cached_property

@@ -44,16 +44,21 @@ class CoderRef:
 
 
 def parent_of(site: str) -> str | None:
-    """`sae:NAME/codes` -> NAME; None for a site of the backbone itself."""
+    """`sae:NAME/codes`, `sae:NAME/decoder` -> NAME; None for a site of the backbone itself."""
     if not site.startswith("sae:"):
         return None
     name, _, part = site.removeprefix("sae:").rpartition("/")
-    if part != "codes" or not name:
+    if part not in ("codes", "decoder") or not name:
         raise Mismatch(
             f"the site '{site}' is not one that can be measured",
-            'an SAE on an SAE is written  site = "sae:<entry>/codes"',
+            'an SAE on an SAE is written  site = "sae:<entry>/codes"  or  "sae:<entry>/decoder"',
         )
     return name
+
+
+def on_decoder(spec: SaeSpec) -> bool:
+    """Whether an SAE reads the decoder directions of another."""
+    return spec.site.startswith("sae:") and spec.site.endswith("/decoder")
 
 
 def chain_of(registry: Registry, spec: SaeSpec) -> tuple[SaeSpec, ...]:

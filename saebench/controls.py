@@ -26,6 +26,7 @@ class Identity:
 
     d_model: int
     architecture: str = "identity"
+    transcoder: bool = False
     n_bytes: int = 0
 
     @property
@@ -49,6 +50,7 @@ class Zero:
 
     d_model: int
     architecture: str = "zero"
+    transcoder: bool = False
     d_sae: int = 0
     n_bytes: int = 0
 
@@ -73,6 +75,7 @@ class Mean:
 
     mean_td: Tensor
     architecture: str = "mean"
+    transcoder: bool = False
     d_sae: int = 0
 
     @property
@@ -105,6 +108,7 @@ class Pca:
     mean_d: Tensor
     basis_dk: Tensor
     architecture: str = "pca"
+    transcoder: bool = False
 
     @property
     def d_model(self) -> int:

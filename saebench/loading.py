@@ -13,10 +13,11 @@ import numpy as np
 
 from saebench.backbones import Backbone
 from saebench.calibrate import Place, fit_train
-from saebench.coders import CoderRef, chain_of, token_kinds
+from saebench.coders import CoderRef, chain_of, on_decoder, token_kinds
 from saebench.errors import Mismatch
 from saebench.fit import Fitter
 from saebench.formats import read_entry
+from saebench.meta import MetaSae
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
 from saebench.specs import SaeSpec
@@ -29,7 +30,7 @@ class Loaded:
 
     coders: dict[CoderRef, Coder] = field(default_factory=dict)
     places: dict[CoderRef, Place] = field(default_factory=dict)
-    parents: dict[CoderRef, tuple[Sae, ...]] = field(default_factory=dict)  # outermost first
+    parents: dict[CoderRef, tuple[Coder, ...]] = field(default_factory=dict)  # backbone's first
     errors: dict[CoderRef, Exception] = field(default_factory=dict)
     shifts: dict[Place, np.ndarray] = field(default_factory=dict)  # [d] mean of train x
 
@@ -53,12 +54,13 @@ def load_coders(
                 if link.name not in saes:
                     saes[link.name] = read_entry(link).to(backbone.device)
             check_widths(chain, saes, layout.width, site)
+            *parents, coder = stacked(chain, saes)
         except Exception as error:
             loaded.errors[ref] = error
             continue
-        loaded.parents[ref] = tuple(saes[link.name] for link in reversed(chain[1:]))
+        loaded.parents[ref] = tuple(parents)
         if ref.control is None:
-            loaded.coders[ref] = saes[ref.sae.name]
+            loaded.coders[ref] = coder
     train = fit_train(
         [ref for ref in refs if ref not in loaded.errors],
         loaded.places,
@@ -74,14 +76,39 @@ def load_coders(
     return loaded
 
 
+def stacked(chain: Sequence[SaeSpec], saes: Mapping[str, Sae]) -> list[Coder]:
+    """The coders of a chain from the backbone up: each but the first reads the codes of the last.
+
+    An SAE on the decoder of another takes its place: see `saebench.meta`.
+    Errors: Mismatch for an SAE on the decoder of such an SAE.
+    """
+    coders: list[Coder] = []
+    for link in reversed(chain):
+        if not on_decoder(link):
+            coders.append(saes[link.name])
+            continue
+        below = coders.pop()
+        if not isinstance(below, Sae):
+            raise Mismatch(
+                f"the SAE '{link.name}' ({link.path}) reads the decoder of an SAE that reads a "
+                "decoder itself",
+                "one such step can be measured",
+            )
+        coders.append(MetaSae(below, saes[link.name]))
+    return coders
+
+
 def check_widths(chain: Sequence[SaeSpec], saes: Mapping[str, Sae], width: int, site: str) -> None:
     """Errors: Mismatch where an SAE's width is not that of what it reads."""
+    wide = width
     for link in reversed(chain):
         sae = saes[link.name]
+        if on_decoder(link):
+            width, site = wide, link.site
         if sae.d_model != width:
             raise Mismatch(
                 f"the SAE '{link.name}' ({link.path}) reads {sae.d_model} dimensions, "
                 f"and the site '{site}' has {width}",
                 "is it the right backbone, site or file?",
             )
-        width, site = sae.d_sae, f"sae:{link.name}/codes"
+        width, wide, site = sae.d_sae, sae.d_out, f"sae:{link.name}/codes"

@@ -59,6 +59,8 @@ class Coder(Protocol):
     @property
     def architecture(self) -> str: ...
     @property
+    def transcoder(self) -> bool: ...  # whether what it writes is not an estimate of what it reads
+    @property
     def n_bytes(self) -> int: ...
     @property
     def decoder_norms_s(self) -> Tensor: ...  # [s] the raw-space length of one unit of a latent
@@ -178,12 +180,8 @@ class Sae:
             )
         if x_nd.shape[0] == 0:
             return Codes.empty(0, self.d_sae, x_nd.device)
-        rows = max(1, min(self._cached_rows, tile_bytes // (4 * self.d_sae)))
+        rows = max(1, min(cached_rows(self.d_sae), tile_bytes // (4 * self.d_sae)))
         return Codes.cat([self._encode(tile_nd) for tile_nd in x_nd.split(rows)])
-
-    @property
-    def _cached_rows(self) -> int:
-        return max(CACHE_BYTES // (4 * self.d_sae), SMALLEST_TILE)
 
     def _encode(self, x_nd: Tensor) -> Codes:
         u_nd, frame = self.scaling(x_nd)
@@ -201,7 +199,7 @@ class Sae:
 
         Errors: UsageError for codes without the frame that an SAE needs which normalises rows.
         """
-        u_nd = self._weighted_rows(codes) + self.b_dec_d
+        u_nd = weighted_rows(codes, self.W_dec_sd) + self.b_dec_d
         if codes.frame is not None:
             u_nd = codes.frame.undo(u_nd)
         elif codes.n_rows and (self.scaling.rows is not None or self.skip_dd is not None):
@@ -211,20 +209,26 @@ class Sae:
             )
         return self.scaling.undo(u_nd)
 
-    def _weighted_rows(self, codes: Codes) -> Tensor:
-        """z @ W_dec."""
-        if codes.n_nonzero > DENSE * codes.n_rows * self.d_sae:
-            rows = self._cached_rows
-            starts = range(0, codes.n_rows, rows)
-            return torch.cat([codes[i : i + rows].dense() @ self.W_dec_sd for i in starts])
-        return embedding_bag(
-            codes.indices_m,
-            self.W_dec_sd,
-            codes.offsets_n1,
-            mode="sum",
-            per_sample_weights=codes.values_m,
-            include_last_offset=True,
-        )
+
+def weighted_rows(codes: Codes, W_sd: Tensor) -> Tensor:
+    """z @ W for codes z [n s] and W [s d], contiguous."""
+    if codes.n_nonzero > DENSE * codes.n_rows * codes.d_sae:
+        rows = cached_rows(codes.d_sae)
+        starts = range(0, codes.n_rows, rows)
+        return torch.cat([codes[i : i + rows].dense() @ W_sd for i in starts])
+    return embedding_bag(
+        codes.indices_m,
+        W_sd,
+        codes.offsets_n1,
+        mode="sum",
+        per_sample_weights=codes.values_m,
+        include_last_offset=True,
+    )
+
+
+def cached_rows(d_sae: int) -> int:
+    """How many rows of s pre-activations stay in the cache."""
+    return max(CACHE_BYTES // (4 * d_sae), SMALLEST_TILE)
 
 
 def check_shapes(sae: Sae) -> None:

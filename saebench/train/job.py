@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saebench.coders import chain_of, parent_of, token_kinds
+from saebench.coders import chain_of, on_decoder, parent_of, token_kinds
 from saebench.errors import Mismatch, UsageError
 from saebench.formats import read_entry, read_sae
 from saebench.registry import Registry
@@ -48,6 +48,11 @@ def resolve(config: TrainConfig, registry: Registry, out: Path) -> Job:
         name = parent_of(f"{config.on}/codes") if config.on.startswith("sae:") else config.on
         assert name is not None
         parents = chain_of(registry, registry.sae(name))
+        if below := next((link for link in parents if on_decoder(link)), None):
+            raise Mismatch(
+                f"'{below.name}' reads the decoder of another SAE: nothing is trained on its codes",
+                "train on an SAE that reads activations or codes",
+            )
     backbone = registry.buildable(_backbone_name(config, parents))
     site, tokens = (
         (parents[-1].site, parents[-1].tokens)
