@@ -2,6 +2,7 @@
 
     import saebench
     rows = saebench.run(backbone="tiny-vit", task=["reconstruction", "sparsity"])   # a DataFrame
+    sae = saebench.load_sae("tiny-vit/topk-k8")     # or a file, a folder, hf-hub:owner/name
 
 What the package offers is imported when it is asked for, so that `import saebench` is instant.
 """
@@ -14,17 +15,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from saebench.api import plan_run, run
+    from saebench.load import load_sae
     from saebench.registry import Registry
     from saebench.runconfig import RunConfig
 
 _WHERE = {
     "run": "saebench.api",
     "plan_run": "saebench.api",
+    "load_sae": "saebench.load",
     "Registry": "saebench.registry",
-    "RunConfig": "saebench.specs",
+    "RunConfig": "saebench.runconfig",
 }
 
-__all__ = ["Registry", "RunConfig", "plan_run", "run"]
+__all__ = ["Registry", "RunConfig", "load_sae", "plan_run", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,14 +35,19 @@ def usual(weights: Path) -> dict[str, Path]:
     Those of a file in a folder `checkpoints` lie one folder up.
     """
     here = weights.absolute().parent
-    folders = [here, here.parent] if here.name == _INSIDE else [here]
-    names = (*CONFIGS, f"{weights.name.partition('.')[0]}.arch_ref")
     found: dict[str, Path] = {}
-    for folder in folders:
-        for name in names:
-            if (file := folder / name).is_file():
-                found.setdefault(name, file)
+    for name in usual_names(weights.absolute().as_posix()):
+        if (file := here / name).is_file():
+            found.setdefault(_known(name), file)
     return found
+
+
+def usual_names(weights: str) -> list[str]:
+    """What configurations of a weights file are called, relative to its folder: nearest first."""
+    folder, file = posixpath.split(weights)
+    names = [*CONFIGS, f"{file.partition('.')[0]}.arch_ref"]
+    above = posixpath.basename(folder) == _INSIDE
+    return [*names, *(f"../{name}" for name in names if above)]
 
 
 def beside_paths(spec: SaeSpec, weights: Path) -> dict[str, Path]:

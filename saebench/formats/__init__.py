@@ -23,13 +23,22 @@ from saebench.beside import beside_paths, statistics_path
 from saebench.errors import SpecError, WeightsError
 from saebench.formats.content import Content, sniff
 from saebench.formats.facts import Facts, MissingFacts
-from saebench.formats.native import write_sae
 from saebench.formats.statistics import read_statistics
+from saebench.formats.writing import write_sae
 from saebench.saes import Sae
 from saebench.specs import SaeSpec
 from saebench.weights import verified_path
 
-__all__ = ["FORMATS", "format_of", "read_content", "read_entry", "read_sae", "write_sae"]
+__all__ = [
+    "FORMATS",
+    "facts_of",
+    "format_of",
+    "possible_formats",
+    "read_content",
+    "read_entry",
+    "read_sae",
+    "write_sae",
+]
 
 FORMATS: Mapping[str, ModuleType] = {
     module.NAME: module
@@ -38,32 +47,38 @@ FORMATS: Mapping[str, ModuleType] = {
 """Every format that is read, by its name."""
 
 
-def read_sae(path: Path, spec: SaeSpec | None = None) -> Sae:
+def read_sae(path: Path, spec: SaeSpec | None = None, facts: Facts | None = None) -> Sae:
     """Read an SAE of any known format, float32 on the CPU.
 
-    With a `spec`, its `format`, `semantics` and side files hold. `read_entry` finds an entry's file
-    and checks its sha256 first.
+    With a `spec`, its `format`, its side files, and the `facts_of` it hold, or those given.
+    `read_entry` finds an entry's file and checks its sha256 first.
     Errors: WeightsError (truncated, not weights, NaN), SpecError (facts that are missing or wrong).
     """
     if spec is None:
-        return read_content(sniff(path), Facts())
+        return read_content(sniff(path), facts or Facts())
+    return read_content(
+        sniff(path, beside_paths(spec, path)), facts or facts_of(spec), spec.format
+    )
+
+
+def facts_of(spec: SaeSpec) -> Facts:
+    """What an entry and its statistics file say. Errors: SpecError, WeightsError."""
     statistics = statistics_path(spec)
     given = {name: value for name, value in spec.semantics.items() if name != "statistics"}
     estimated = read_statistics(statistics) if statistics else {}
-    content = sniff(path, beside_paths(spec, path))
-    return read_content(content, Facts(given, giver="entry", estimated=estimated), spec.format)
+    return Facts(given, giver="entry", estimated=estimated)
 
 
-def read_entry(spec: SaeSpec) -> Sae:
+def read_entry(spec: SaeSpec, facts: Facts | None = None) -> Sae:
     """The SAE of an entry, its bytes those that the entry declares before anything is parsed.
 
-    Errors: as `read_sae`; WeightsError (missing, altered).
+    `facts`: those of the entry, and more. Errors: as `read_sae`; WeightsError (missing, altered).
     """
     path = verified_path(spec)
     if path is None:
         raise SpecError(f"{spec.path or spec.name}: there are no weights", '[weights]  file = "…"')
     try:
-        return read_sae(path, spec)
+        return read_sae(path, spec, facts)
     except MissingFacts as error:
         error.what = f"{spec.path or spec.name}: {error.what}"
         raise
@@ -113,13 +128,17 @@ def format_of(content: Content, name: str | None = None) -> ModuleType:
     return stated
 
 
+def possible_formats(content: Content) -> list[str]:
+    """The formats of which a file that none recognises can be read as one, when somebody says so."""
+    return [name for name, module in FORMATS.items() if _could_be(module, content)]
+
+
 def _could_be(module: ModuleType, content: Content) -> bool:
     return hasattr(module, "could_be") and module.could_be(content)
 
 
 def _unrecognised(content: Content) -> WeightsError:
-    possible = [name for name, module in FORMATS.items() if _could_be(module, content)]
-    if possible:
+    if possible := possible_formats(content):
         return WeightsError(
             f"{content.path} could be of several formats, which read the same names otherwise: "
             f"{', '.join(possible)}",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,19 @@ class Facts:
         self._facts: dict[str, Fact] = {}
         self._notes: list[str] = []
         self._trained_on: dict[str, str] = {}
+
+    def also(self, given: Mapping[str, Any], giver: str) -> Facts:
+        """Takes what another giver says too. Errors: SpecError where it contradicts the first."""
+        for name, value in given.items():
+            if name in self._given and not _same(self._given[name], value):
+                raise SpecError(
+                    f"{name} = {_shown(value)} is {giver}, and {_shown(self._given[name])} is "
+                    f"{self._giver[name]}",
+                    "keep one",
+                )
+            self._given.setdefault(name, value)
+            self._giver.setdefault(name, giver)
+        return self
 
     # --- what is known ---
 
@@ -240,7 +254,7 @@ def _is_number(value: Any) -> bool:
 def _same(a: Any, b: Any) -> bool:
     if _is_number(a) and _is_number(b):
         return abs(a - b) <= 1e-6 * max(abs(a), abs(b))  # a float32, and what was typed of it
-    return bool(a == b)
+    return np.array_equal(a, b)
 
 
 def _plain(value: Any) -> Any:
