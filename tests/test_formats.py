@@ -145,7 +145,7 @@ def tampered(path: Path, tensors: dict[str, torch.Tensor] | None = None, **confi
         ({"tensors": {"extra": torch.zeros(2)}}, "has no tensors extra"),
         ({"tensors": {"b_dec": torch.zeros(3)}}, r"b_dec has shape \[3\]"),
         ({"tensors": {"b_dec": torch.full((D,), float("nan"))}}, "b_dec holds 8 NaN"),
-        ({"tensors": {"b_dec": torch.zeros(D).double()}}, "stored as torch.float64"),
+        ({"tensors": {"b_dec": torch.zeros(D).int()}}, "stored as int32, which is no float"),
     ],
 )
 def test_what_does_not_belong_is_refused(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saebench.errors import SpecError, WeightsError
-from saebench.formats import FORMATS, read_sae
+from saebench.formats import FORMATS, read_sae, write_sae
 from saebench.formats.content import sniff
 from saebench.saes import Sae
 from saebench.specs import SaeSpec, WeightsSpec
@@ -97,3 +97,16 @@ def test_a_fact_that_no_such_file_has_is_refused(case: Case, tmp_path: Path) -> 
     strange = replace(spec_of(case, path), semantics={**case.semantics, "colour": "red"})
     with pytest.raises(SpecError, match="colour"):
         read_sae(path, strange)
+
+
+@every_case
+def test_whatever_is_read_can_be_kept_in_our_own_format(case: Case, tmp_path: Path) -> None:
+    sae, x_nd = load(case, tmp_path), inputs(case.d)
+    write_sae(sae, tmp_path / "own.safetensors")
+    back = read_sae(tmp_path / "own.safetensors")
+    codes = sae.encode(x_nd)
+    again = back.encode(x_nd)
+    assert torch.equal(again.dense(), codes.dense())
+    assert torch.equal(back.decode(again), sae.decode(codes))
+    kept = (back.architecture, back.prefixes, back.transcoder, back.k)
+    assert kept == (sae.architecture, sae.prefixes, sae.transcoder, sae.k)

@@ -129,7 +129,7 @@ def format_of(content: Content, name: str | None = None) -> ModuleType:
 
 
 def possible_formats(content: Content) -> list[str]:
-    """The formats of which a file that none recognises can be read as one, when somebody says so."""
+    """The formats that a file can be read as when somebody says which, and it is none for sure."""
     return [name for name, module in FORMATS.items() if _could_be(module, content)]
 
 
