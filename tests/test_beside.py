@@ -76,7 +76,7 @@ def test_one_folder_up_and_no_further(tmp_path: Path) -> None:
 
 def test_missing_and_altered_files(tmp_path: Path) -> None:
     spec = entry(tmp_path, beside={"cfg.json": sha256("{}")})
-    with pytest.raises(WeightsError, match="'cfg.json' is not beside the weights"):
+    with pytest.raises(WeightsError, match=r"'cfg.json' is not beside the weights"):
         beside_paths(spec, tmp_path / "sae.pt")
     (tmp_path / "cfg.json").write_text('{"k": 3}')
     with pytest.raises(WeightsError, match=r"is not the file that .*mine.toml describes"):
