@@ -1,0 +1,68 @@
+"""The rows that peers and saebench are compared on, and what it means that they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from saebench.backbones import load_backbone
+from saebench.registry import Registry
+from saebench.saes import Sae
+from saebench.testing.report import real_images
+
+BACKBONE, SITE, WIDTH = "tiny-vit", "blocks.2", 64
+IMAGES = 8
+RELATIVE = 1e-5  # of the largest value, float32 on both sides
+
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@cache
+def real_rows() -> Tensor:
+    """[n 64] float32, all tokens of real images at a site of an embedded backbone."""
+    registry = Registry.load()
+    backbone = load_backbone(registry.backbone(BACKBONE))
+    _, _, images_b3hw = real_images(backbone, registry, IMAGES)
+    acts_btd = backbone.acts(images_b3hw, [SITE])[SITE].acts_btd
+    return acts_btd.reshape(-1, WIDTH).float().clone()
+
+
+def random_rows(n: int = 200, d: int = WIDTH, seed: int = 7) -> Tensor:
+    """[n d] float32 with a mean that is clearly not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    return 1.5 * torch.randn(n, d, generator=generator) + torch.linspace(0.5, 2, d)
+
+
+def randomised(module: torch.nn.Module, seed: int = 0) -> None:
+    """Gives every parameter of a peer's module values that show mistakes: none zero, none alike."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            spread = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+
+
+def assert_agree(sae: Sae, peer: Forward, *rows_nd: Tensor) -> None:
+    """Codes and reconstruction are the peer's, on random rows and on real activations.
+
+    `peer` gives (codes [n s], reconstruction [n d]) of rows [n 64]; `rows_nd` are the rows, where
+    they are others than those.
+    """
+    for x_nd in rows_nd or (random_rows(), real_rows()):
+        with torch.no_grad():
+            z_ns, xhat_nd = peer(x_nd)
+        codes = sae.encode(x_nd)
+        assert codes.n_nonzero > 0, "nothing is active: nothing was compared"
+        assert_close(codes.dense(), z_ns)
+        assert_close(sae.decode(codes), xhat_nd)
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Both differ by at most 1e-5 of the largest value."""
+    assert ours.shape == theirs.shape
+    largest = float(theirs.abs().max())
+    off = float((ours.double() - theirs.double()).abs().max())
+    assert off <= RELATIVE * largest, f"{off:.3g} apart, the largest value is {largest:.3g}"
