@@ -21,6 +21,7 @@ CONFIGS = (
     "config.yaml",
     "config.yml",
     "training_config.json",
+    "run_config.json",
     "hyperparams.json",
     "activation_scaler.json",
 )

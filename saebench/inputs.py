@@ -54,6 +54,40 @@ class Length:
         return x_nd / scale_n[:, None], Frame(scale_n)
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """One norm and then another: MonoLoss's loader takes lengths away, its SAE standardises."""
+
+    first: RowNorm
+    then: RowNorm
+
+    def __call__(self, x_nd: Tensor) -> tuple[Tensor, Frame]:
+        u_nd, outer = self.first(x_nd)
+        u_nd, inner = self.then(u_nd)
+        return u_nd, _around(outer, inner)
+
+
+def _around(outer: Frame, inner: Frame) -> Frame:
+    """The frame that undoes first the inner one, then the outer one."""
+    scale_n, shift_n = inner.scale_n, inner.shift_n
+    if outer.scale_n is not None:
+        scale_n = outer.scale_n if scale_n is None else outer.scale_n * scale_n
+        shift_n = None if shift_n is None else outer.scale_n * shift_n
+    if outer.shift_n is not None:
+        shift_n = outer.shift_n if shift_n is None else outer.shift_n + shift_n
+    return Frame(scale_n, shift_n)
+
+
+@dataclass(frozen=True)
+class OneWay:
+    """A norm that is not undone: what a transcoder writes has a scale of its own."""
+
+    norm: RowNorm
+
+    def __call__(self, x_nd: Tensor) -> tuple[Tensor, Frame]:
+        return self.norm(x_nd)[0], Frame()
+
+
 @dataclass(frozen=True, eq=False)
 class Scaling:
     """mean_d [d]; scale a number, or [d] float32, that multiplies; rows: the norm of each row."""

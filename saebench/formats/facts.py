@@ -139,6 +139,16 @@ class Facts:
             raise self._wrong(name, "one of " + ", ".join(choices))
         return found or ""
 
+    def may_choose(self, name: str, choices: Sequence[str], default: str) -> str:
+        """One of some words where somebody says; else `default`, as the format has it."""
+        self._asked.add(name)
+        found = self._take(name)
+        if found is None:
+            return self.known(name, default, "format")
+        if found not in choices:
+            raise self._wrong(name, "one of " + ", ".join(choices))
+        return found
+
     def ask_bool(self, name: str, about: str) -> bool:
         """True or false; False while it is missing."""
         found = self._ask(name, about, "true | false")

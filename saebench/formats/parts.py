@@ -24,7 +24,7 @@ from saebench.activations import (
     TopK,
 )
 from saebench.errors import WeightsError
-from saebench.inputs import LayerNorm, Length, Scaling
+from saebench.inputs import InTurn, LayerNorm, Length, OneWay, Scaling
 from saebench.saes import Sae
 from saebench.trunk import Block, Trunk
 
@@ -32,7 +32,7 @@ PARTS: Mapping[str, type] = {
     part.__name__: part
     for part in (
         *(Threshold, TopK, GroupMax, Gated, LeakyReLU, LatentNorm, Absolute, Squash),
-        *(Scaling, LayerNorm, Length),
+        *(Scaling, LayerNorm, Length, InTurn, OneWay),
         *(Trunk, Block),
         Sae,
     )

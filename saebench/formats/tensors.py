@@ -62,6 +62,13 @@ def whole(value: Any, name: str) -> int:
     return int(found)
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or false. Errors: WeightsError."""
+    if not isinstance(value, bool):
+        raise WeightsError(f"{name} is {value!r:.80}, not true or false")
+    return value
+
+
 def dtype_of(value: Any) -> str:
     """`float32` and so on."""
     return str(value.dtype).removeprefix("torch.")
