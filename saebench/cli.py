@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 import tyro
 
 from saebench.allocation import keep_freed_memory
-from saebench.errors import SaebenchError
+from saebench.errors import SaebenchError, UsageError
 from saebench.registry import Registry
 from saebench.runconfig import RunConfig
 from saebench.train.config import TrainConfig
@@ -71,15 +71,33 @@ class New:
     """Write a commented entry or task file that passes `saebench check`."""
 
     kind: Positional[Literal["sae", "backbone", "dataset", "task"]]  # what it is
-    name: Positional[str]  # its name; an SAE's is  BACKBONE/NAME
-    weights: str | None = None  # sae, backbone: its weights file
+    name: Positional[str] = ""  # its name; an SAE's: BACKBONE/NAME, by default after its file
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """backbone: a model as timm:NAME.TAG, open_clip:NAME/TAG or hf-hub:OWNER/NAME"""
+    """sae: its checkpoint, a file, a folder or hf-hub:OWNER/NAME[@REVISION][/PATH];
+    backbone: a model as timm:NAME.TAG, open_clip:NAME/TAG or hf-hub:OWNER/NAME"""
+    weights: str | None = None  # backbone: its weights file
     loader: Literal["timm", "open_clip"] | None = None  # backbone: of a repository of both forms
-    backbone: str | None = None  # sae: what it was trained on; by default the first part of NAME
-    site: str | None = None  # sae: where it was trained; by default the backbone's default site
-    tokens: str = "all"  # sae: the tokens it was trained on
+    backbone: str | None = None  # sae: what it was trained on; by default as NAME or the file says
+    site: str | None = None  # sae: where; by default as the file says, or the backbone's own
+    tokens: str | None = None  # sae: on which tokens; by default as the file says, or all
+    format: str | None = None  # sae: its checkpoint format, where the file alone does not tell
+    set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
+    """sae: facts that the file does not say, as NAME=VALUE"""
     out: str = "."  # the content folder to write into; give it to --registry afterwards
+    registry: tuple[str, ...] = ()  # content folders searched before all others
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimate from train activations what an SAE's file and entry do not say."""
+
+    name: Positional[str]  # of the SAE in the registry
+    k: int | None = None  # of a threshold: the latents a row that it shall keep, if not known
+    dataset: str | None = None  # whose train split; by default the backbone's dataset
+    images: int = 2048  # of the train split, the first so many
+    out: str | None = None  # a content folder for a copy of the entry; by default it is edited
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, …
+    data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
     registry: tuple[str, ...] = ()  # content folders searched before all others
 
 
@@ -99,6 +117,7 @@ COMMANDS: dict[str, type] = {
     "check": Check,
     "status": Status,
     "new": New,
+    "estimate": Estimate,
     "train": TrainConfig,
 }
 
@@ -178,32 +197,71 @@ def execute(command: object) -> int:
             access = Access.of(command.data_root)
             return print_check(registry, command.kind, command.name, _console(), access)
         case New():
-            from saebench.scaffold import write_new
+            return _new(command)
+        case Estimate():
+            from saebench.estimate import print_estimate
 
-            path = write_new(
-                Registry.load((*filter(os.path.isdir, [command.out]), *command.registry)),
-                command.kind,
+            keep_freed_memory()
+            registry = Registry.load(command.registry)
+            return print_estimate(
+                registry,
                 command.name,
+                _console(),
+                k=command.k,
+                dataset=command.dataset,
+                images=command.images,
                 out=command.out,
-                weights=command.weights,
-                backbone=command.backbone,
-                site=command.site,
-                tokens=command.tokens,
-                source=command.from_,
-                loader=command.loader,
+                device=command.device,
+                data_root=command.data_root,
             )
-            print(f"wrote {path}")
-            if command.kind != "dataset":
-                print(
-                    f"next: saebench check {command.kind} {command.name} --registry {command.out}"
-                )
-            return 0
         case TrainConfig():
             from saebench.train import train_with_progress
 
             keep_freed_memory()
             return train_with_progress(command, _console())
     raise AssertionError(command)
+
+
+def _new(command: New) -> int:
+    registry = Registry.load((*filter(os.path.isdir, [command.out]), *command.registry))
+    if command.kind == "sae":
+        from saebench.scaffold.sae import print_new_sae
+
+        if command.weights or command.loader:
+            raise UsageError("--weights and --loader are of a backbone", "an SAE: --from FILE")
+        return print_new_sae(
+            registry,
+            command.name or None,
+            command.from_,
+            command.set_,
+            interactive=sys.stdin.isatty(),
+            out=command.out,
+            backbone=command.backbone,
+            site=command.site,
+            tokens=command.tokens,
+            format=command.format,
+        )
+    if not command.name:
+        raise UsageError(f"a {command.kind} needs a name", f"saebench new {command.kind} NAME")
+    if command.backbone or command.site or command.tokens or command.format or command.set_:
+        raise UsageError(
+            f"--backbone, --site, --tokens, --format and --set are not of a {command.kind}"
+        )
+    from saebench.scaffold import write_new
+
+    path = write_new(
+        registry,
+        command.kind,
+        command.name,
+        out=command.out,
+        weights=command.weights,
+        source=command.from_,
+        loader=command.loader,
+    )
+    print(f"wrote {path}")
+    if command.kind != "dataset":
+        print(f"next: saebench check {command.kind} {command.name} --registry {command.out}")
+    return 0
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -30,33 +30,21 @@ def write_new(
     *,
     out: str,
     weights: str | None = None,
-    backbone: str | None = None,
-    site: str | None = None,
-    tokens: str = "all",
     source: str | None = None,
     loader: str | None = None,
 ) -> Path:
-    """Write the file and return its path. Nothing that exists is overwritten.
+    """Write the file of a backbone, dataset or task and return its path. Nothing is overwritten.
 
     source: of a backbone, `timm:…`, `open_clip:…` or `hf-hub:…` (`saebench.scaffold.upstream`).
-    Errors: UsageError for a name that is none or is taken; those of the registry
-    for a backbone or site that is not; those of building a backbone's model.
+    Of an SAE: `saebench.scaffold.sae.new_sae`.
+    Errors: UsageError for a name that is none or is taken; those of building a backbone's model.
     """
-    check_name(kind, name)
-    path = entry_path(kind, name, out)
-    if path.exists():
-        raise UsageError(f"{path} is there already", "choose another name, or edit that file")
-    if (taken := _taken(registry, kind, name)) is not None:
-        raise UsageError(f"the name '{name}' is that of {taken}", "choose another name")
-    if kind != "backbone" and (source or loader):
-        raise UsageError(f"--from and --loader are of a backbone, not of a {kind}")
+    path = checked_path(registry, kind, name, out)
+    if kind != "backbone" and (source or loader or weights):
+        raise UsageError(f"--from, --weights and --loader are not of a {kind}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "sae":
-            from saebench.scaffold.sae import sae_entry
-
-            text = sae_entry(registry, name, path, weights, backbone, site, tokens)
-        elif kind == "backbone":
+        if kind == "backbone":
             from saebench.scaffold.backbone import backbone_entry
 
             text = backbone_entry(registry, name, path, weights, source, loader)
@@ -65,6 +53,17 @@ def write_new(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}", "choose another --out") from None
+    return path
+
+
+def checked_path(registry: Registry, kind: str, name: str, out: str) -> Path:
+    """Where a new entry of this name will be. Errors: UsageError for a name that cannot be new."""
+    check_name(kind, name)
+    path = entry_path(kind, name, out)
+    if path.exists():
+        raise UsageError(f"{path} is there already", "choose another name, or edit that file")
+    if (taken := _taken(registry, kind, name)) is not None:
+        raise UsageError(f"the name '{name}' is that of {taken}", "choose another name")
     return path
 
 

@@ -1,28 +1,8 @@
-"""The texts that `saebench new` fills in: an SAE, a copied backbone, a dataset, a task."""
+"""The texts that `saebench new` fills in: a copied backbone, a dataset, a task."""
 
 from __future__ import annotations
 
 from textwrap import dedent
-
-SAE = dedent("""\
-    # One SAE: a checkpoint, and the activations it was trained on.
-    backbone = "{backbone}"
-    site = "{site}"        # of: {sites}
-    tokens = "{tokens}"    # all, or kinds joined by +: {kinds}
-
-    # Documentation, and how leaderboards group. All of it may stay empty.
-    description = ""
-    recipe = ""            # SAEs that differ in sparsity or seed alone share a recipe
-    trained_on = ""        # the dataset
-    # l0 = 16              # as measured; adds the PCA control of that rank
-    # seed = 0
-    licence = ""
-    paper = ""
-
-    [weights]
-    file = "{file}"        # relative to this file
-    sha256 = "{sha256}"
-    """)
 
 BACKBONE = dedent("""\
     # A backbone: how it is built, its weights, its pixels, and the sites where SAEs sit.

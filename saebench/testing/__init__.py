@@ -33,7 +33,8 @@ def print_check(
     n_failed = 0
     for check in checks(registry, name, access=access):
         console.print("[green]ok  [/] " if check.passed else "[red]FAIL[/] ", end="")
-        console.print(f"{check.name}: {check.detail}", markup=False)
+        detail = check.detail.replace("\n", "\n     ")
+        console.print(f"{check.name}: {detail}", markup=False, soft_wrap=True)
         n_failed += not check.passed
     if n_failed:
         console.print(f"{n_failed} checks of {name} failed", style="red")
