@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from saebench import hub, lock
+from saebench.beside import beside_wanted
 from saebench.data import Access, open_dataset
 from saebench.errors import SaebenchError, UsageError, WeightsError
 from saebench.lock import Asked, Locked
@@ -129,6 +130,8 @@ def _parts(spec: Spec, access: Access | None) -> Iterator[Got]:
         yield _file(config)
     if there := wanted(spec):
         yield _file(there)
+        if isinstance(spec, SaeSpec):
+            yield from map(_file, beside_wanted(spec).values())
     elif path := weights_path(spec):
         yield Got(f"{path}   {path.stat().st_size:,} bytes", True)
     else:
@@ -143,7 +146,9 @@ def _asked(spec: Spec) -> set[Asked]:
     if isinstance(spec, DatasetSpec):
         return {Asked("dataset", spec.hub.repo, spec.hub.revision or "")} if spec.hub else set()
     files = [wanted(spec)]
-    if isinstance(spec, BackboneSpec):
+    if isinstance(spec, SaeSpec):
+        files += beside_wanted(spec).values()
+    else:
         config = config_wanted(spec)
         files.append(config)
         if spec.head.kind == "zero_shot" and (config is None or hub.cached(config)):

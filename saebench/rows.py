@@ -25,10 +25,13 @@ import saebench
 from saebench import paths
 from saebench.errors import SaebenchError, UsageError
 from saebench.identity import content_hash
+from saebench.meta import MetaSae
 from saebench.metrics.bootstrap import percentile_interval
+from saebench.record import Record
 from saebench.registry import Registry
 from saebench.results import SCHEMA_VERSION
 from saebench.runconfig import RunConfig
+from saebench.saes import Sae
 from saebench.task import Measurement, Metric, Task, variant_string
 from saebench.taskfiles import source_sha256
 from saebench.weights import weights_revision
@@ -177,6 +180,7 @@ def check_value(task: Task, metric: Metric, found: Measurement) -> None:
 def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[str, Any]:
     registry, ref, backbone = environment.registry, unit.coder, unit.backbone
     spec = ref.sae
+    record = coder.record if isinstance(coder, (Sae, MetaSae)) and ref.is_sae else Record()
     origin = registry.saes.origin(spec.name) if spec else registry.backbones.origin(backbone.name)
     return {
         "unit_id": unit.id,
@@ -197,6 +201,8 @@ def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[st
         "sae_hash": content_hash(unit.identity["sae"])[:32],
         "sae_revision": (weights_revision(spec) or None) if spec else None,
         "sae_sha256": unit.identity["sae"]["saes"][0]["weights"] if spec else None,
+        "sae_format": record.format or None,
+        "sae_estimated": ",".join(record.estimated) or None,
         "origin": origin.label,
         "site": ref.site,
         "tokens": ref.tokens,

@@ -1,6 +1,6 @@
 """What `saebench show` prints: where an entry comes from, what it says, and what of it is here.
 
-Runs no task file, loads no torch, downloads nothing.
+Runs no task file, downloads nothing, and loads torch only for an SAE whose file is here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from saebench.data import Access, open_dataset
 from saebench.errors import DataError, SaebenchError
 from saebench.listing import KINDS, names_of, shelf_of
 from saebench.registry import Registry, not_found
-from saebench.specs import DatasetSpec, SiteSpec
+from saebench.specs import DatasetSpec, SaeSpec, SiteSpec
 from saebench.taskfiles import describe
-from saebench.whereabouts import whereabouts
+from saebench.whereabouts import is_here, whereabouts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +83,36 @@ def _print_weights(spec: Any, console: Console) -> int:
         return 0
     style = "red" if found.wrong else ""
     console.print(Text(f"  {found.text}", style=style), soft_wrap=True)
+    if isinstance(spec, SaeSpec) and not found.wrong:
+        return _print_facts(spec, console)
     return 1 if found.wrong else 0
+
+
+def _print_facts(spec: SaeSpec, console: Console) -> int:
+    """The format, what decides the output and who says it, and what nobody says yet.
+
+    Returns 1 for a file that cannot be read; one that has to be told more is none of these.
+    """
+    from rich.text import Text
+
+    if not is_here(spec):
+        return 0
+    from saebench.formats import read_entry
+    from saebench.formats.facts import MissingFacts
+    from saebench.record import shown
+
+    try:
+        record = read_entry(spec).record
+    except MissingFacts as error:
+        console.print(Text(f"  {error}", style="yellow"), soft_wrap=True)
+        return 0
+    except SaebenchError as error:
+        console.print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        return 1
+    console.print(Text(f"  the format is {record.format}"), soft_wrap=True)
+    for line in shown(record):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+    return 0
 
 
 def images_here(spec: DatasetSpec, access: Access) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saebench import hub
+from saebench.beside import beside_wanted
 from saebench.identity import file_sha256
 from saebench.specs import BackboneSpec, SaeSpec
 from saebench.weights import wanted, weights_path
@@ -49,3 +50,14 @@ def whereabouts(spec: BackboneSpec | SaeSpec) -> Whereabouts | None:
     said = f"NOT what is {source} ({expected})" if wrong else verdict
     size = f"{path.stat().st_size:,} bytes"
     return Whereabouts(f"on disk:{at}{',' if at else ''} {size}, sha256 {found}, {said}", wrong)
+
+
+def is_here(spec: SaeSpec) -> bool:
+    """Whether all files of an SAE are on this machine, so that it is read without a download.
+
+    Errors: WeightsError for a lock file that cannot be read, or that says otherwise; SpecError.
+    """
+    file = wanted(spec)
+    if file is None:
+        return True
+    return all(hub.cached(one) for one in (file, *beside_wanted(spec).values()))

@@ -75,6 +75,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("sae_hash", "string", "hash of the SAE, its weights and how it is read"),
     Column("sae_revision", "string", "commit of its weights' repository", nullable=True),
     Column("sae_sha256", "string", "hash of its weights file", nullable=True),
+    Column("sae_format", "string", "checkpoint format that its file has", nullable=True),
+    Column(
+        "sae_estimated",
+        "string",
+        "facts that nobody states: estimated from train activations, joined by `,`; empty: none",
+        nullable=True,
+    ),
     Column("origin", "string", "where the entry was found: built in, a folder, a package"),
     Column("site", "string", "place in the backbone, as the registry names it"),
     Column("tokens", "string", "token kinds that the SAE covers"),
