@@ -1,30 +1,34 @@
 """Reads the tensors of a PyTorch checkpoint file (`.pt`, `.pth`, `.bin`) without running its code.
 
-A pickle is a program; `torch.load(weights_only=True)` runs only those that build tensors and plain
-containers. A file that needs more is refused, and so is a TorchScript archive, which is code.
+A pickle is a program; `saebench.torchfiles` builds tensors and plain containers of it, and nothing
+else. A file that needs more is refused, and so is a TorchScript archive, which is code.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from saebench import archives
+from saebench.archives import ZIP
 from saebench.errors import WeightsError
+from saebench.pickles import Damaged, ForeignName, Stub
+from saebench.torchfiles import TorchScript, read_torch
 
 # How checkpoints begin: a zip archive, or a bare pickle. The length of a safetensors file's header
 # may be the same bytes: `saebench.weights.is_safetensors` is to be asked first.
-PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+PICKLES = (ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # Where training scripts keep the weights among other things, in timm's order: an average of the
 # weights over training, where there is one, is what was evaluated.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+# timm's training script saves its arguments beside the weights.
+_NAMES = {"argparse.Namespace": Stub}
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
@@ -32,17 +36,25 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
     Errors: WeightsError for a file that is truncated, needs code, or holds no weights.
     """
-    _refuse_archives(path)
     try:
-        # timm's training script saves its arguments beside the weights. The file is given open:
-        # by its path, torch would go by its suffix, and read another format.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _needs_code(path, error) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        _refuse_numpy(path)
+        content = read_torch(path, _NAMES.__getitem__)
+    except ForeignName as error:
         raise WeightsError(
-            f"{path} cannot be read as a PyTorch checkpoint: {_first_line(error)}",
+            f"{path} needs code to be read: {error}",
+            "it is not run here: where it was written, save the weights alone, "
+            "torch.save(model.state_dict(), path), or take them from its makers as safetensors",
+        ) from None
+    except TorchScript:
+        raise WeightsError(
+            f"{path} is a TorchScript archive: a program, not only weights",
+            "OpenAI's CLIP models are had as weights alone too, such as hub = "
+            "'timm/vit_base_patch32_clip_224.openai'; of another, save model.state_dict() in a "
+            "place where you trust it",
+        ) from None
+    except (Damaged, OSError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as a PyTorch checkpoint: {error}",
             f"it has {path.stat().st_size:,} bytes, and may be truncated: get it again",
         ) from None
     return _state_dict(content, path)
@@ -69,37 +81,12 @@ def _shown(content: Any) -> str:
     return names + (", …" if len(other) > 4 else "")
 
 
-def _refuse_archives(path: Path) -> None:
-    """Errors: WeightsError for zip archives that are no checkpoint: TorchScript, NumPy."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-        raise WeightsError(
-            f"{path} is a TorchScript archive: a program, not only weights",
-            "OpenAI's CLIP models are had as weights alone too, such as hub = "
-            "'timm/vit_base_patch32_clip_224.openai'; of another, save model.state_dict() in a "
-            "place where you trust it",
-        )
+def _refuse_numpy(path: Path) -> None:
+    """Errors: WeightsError for a NumPy archive, which is a zip archive too; Damaged."""
+    with path.open("rb") as file:
+        names = archives.members(path) if file.read(len(ZIP)) == ZIP else ()
     if names and all(name.endswith(".npy") for name in names):
         raise WeightsError(
             f"{path} is a NumPy archive, as JAX models are released",
             "take the model from timm's own repository, where it is safetensors",
         )
-
-
-def _needs_code(path: Path, error: Exception) -> WeightsError:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError):
-        names = []
-    return WeightsError(
-        f"{path} needs code to be read: {', '.join(names) or _first_line(error)}",
-        "it is not run here: where it was written, save the weights alone, "
-        "torch.save(model.state_dict(), path), or take them from its makers as safetensors",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,27 +15,37 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from saebench import archives
+from saebench.archives import ZIP
 from saebench.errors import WeightsError
 from saebench.formats import pickles
-from saebench.weights import LARGEST_HEADER, first_bytes, is_safetensors
+from saebench.pickles import Damaged, Stub, bounded
+from saebench.torchfiles import LEGACY
+from saebench.weights import first_bytes, is_safetensors
 
 Container = Literal["safetensors", "torch", "saev", "npz", "pickle"]
 
-ZIP = b"PK\x03\x04"
 GZIP = b"\x1f\x8b"
 LARGEST_LINE = 2**20  # bytes of saev's line of JSON
 LARGEST_CONFIG = 16 * 2**20
+LARGEST_YAML = 2**18  # PyYAML reads some hundred kilobytes a second
 LARGEST_RATIO = 50  # of bytes decompressed to bytes stored; weights hardly compress
 SMALL = 64 * 2**20  # bytes that may be decompressed whatever the ratio
-_TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LONGEST_NAME = 200
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "BOOL": 8} | {
+    f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
+}
 
 
 def container_of(path: Path) -> Container:
@@ -45,7 +55,7 @@ def container_of(path: Path) -> Container:
         return "safetensors"
     if head.startswith(ZIP):
         return "npz" if _is_npz(path) else "torch"
-    if head.startswith(_TORCH_LEGACY):
+    if head.startswith(LEGACY):
         return "torch"
     if head.startswith((GZIP, b"\x80")):
         return "pickle"
@@ -69,73 +79,111 @@ def _after_a_line(path: Path) -> Container:
     )
 
 
-# --- JSON ---------------------------------------------------------------------------------------
+# --- configurations -----------------------------------------------------------------------------
 
 
 def parse_json(text: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object. Errors: WeightsError (no object, damaged, a key twice)."""
+    """A JSON object. Errors: WeightsError (no object, damaged, a key twice, too deep)."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
+        bounded(value)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{where} is not readable JSON: {error}", "get it again") from None
-    if not isinstance(value, dict):
-        raise WeightsError(f"{where} is a JSON {type(value).__name__}, not an object")
-    return value
+    return _mapping(value, f"{where} is a JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"the key {', '.join(twice)} is there twice")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!r:.80} is there twice")
     return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON or YAML file beside the weights. Errors: WeightsError (too large, damaged)."""
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise WeightsError(f"{path} has {path.stat().st_size:,} bytes: that is no configuration")
-    text = path.read_bytes()
-    if path.suffix not in (".yaml", ".yml"):
+    is_yaml = path.suffix in (".yaml", ".yml")
+    most = LARGEST_YAML if is_yaml else LARGEST_CONFIG
+    try:
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    if len(text) > most:
+        raise WeightsError(
+            f"{path} has more than {most:,} bytes: that is no configuration", "get it again"
+        )
+    if not is_yaml:
         return parse_json(text, str(path))
-    import yaml
+    from saebench.formats.yamls import parse_yaml
 
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise WeightsError(f"{path} is not readable YAML: {first}", "get it again") from None
+        value = parse_yaml(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable YAML: {error}", "get it again") from None
+    return _mapping(value, f"{path} is a YAML")
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} is a YAML {type(value).__name__}, not a mapping")
+        raise WeightsError(
+            f"{what} {type(value).__name__}, not a mapping of names", "is it the right file?"
+        )
     return value
 
 
 # --- safetensors --------------------------------------------------------------------------------
 
+META = "__metadata__"
+
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file, its length checked against the file's.
+    """The JSON header of a safetensors file, every entry held against the bytes that are there.
 
     Errors: WeightsError for a truncated or damaged file.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(LARGEST_HEADER, size - 8):
+        if length > size - 8:
             raise _truncated(path, 8 + length, size)
+        if length > LARGEST_CONFIG:
+            raise WeightsError(
+                f"{path} has a header of {length:,} bytes", "no SAE has: get it again"
+            )
         header = parse_json(file.read(length), f"the safetensors header of {path}")
+    entries = {name: entry for name, entry in header.items() if name != META}
+    check_names(entries, path)
     try:
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != META]
-        expected = 8 + length + max(ends, default=0)
-    except (KeyError, TypeError, IndexError):
-        raise WeightsError(f"{path} has a damaged safetensors header", "get it again") from None
+        metadata = header.get(META, {})
+        if not all(isinstance(text, str) for text in [*metadata.keys(), *metadata.values()]):
+            raise Damaged("its metadata are no texts")
+        expected = 8 + length + _end_of(entries)
+    except (Damaged, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} has a damaged safetensors header: {error}", "get it again"
+        ) from None
     if expected != size:
         raise _truncated(path, expected, size)
     return header
 
 
-META = "__metadata__"
+def _end_of(entries: Mapping[str, Any]) -> int:
+    """Where the last tensor ends: they follow each other without gaps. Errors: Damaged."""
+    end = 0
+    for start, stop, name in sorted(
+        (*entry["data_offsets"], name) for name, entry in entries.items()
+    ):
+        shape = entries[name]["shape"]
+        if not all(type(n) is int and n >= 0 for n in [start, stop, *shape]):
+            raise Damaged(f"{name} has the shape {shape!r:.80} at {start!r:.40}")
+        bits = math.prod(shape) * _BITS.get(entries[name]["dtype"], 0)
+        if start != end or 8 * (stop - start) != bits:
+            raise Damaged(
+                f"{name} {shape!r:.80} has {stop - start:,} bytes at {start:,}, not at {end:,}"
+            )
+        end = stop
+    return end
 
 
 def _truncated(path: Path, expected: int, size: int) -> WeightsError:
@@ -158,112 +206,63 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 # --- zip archives -------------------------------------------------------------------------------
 
 
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive. Errors: WeightsError (truncated, twice the same)."""
+    try:
+        return archives.members(path)
+    except Damaged as error:
+        raise pickles.damaged(path, error) from None
+
+
 def _is_npz(path: Path) -> bool:
-    names = [info.filename for info in _members(path)]
+    names = _members(path)
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def _members(path: Path) -> list[zipfile.ZipInfo]:
-    """The members of an archive. Errors: WeightsError (truncated, twice the same, a bomb)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise pickles.damaged(path, error) from None
-    names = [info.filename for info in members]
-    if len(set(names)) != len(names):
-        raise WeightsError(f"{path} holds two members of one name", "do not use it")
-    stored, size = path.stat().st_size, sum(info.file_size for info in members)
-    if size > max(SMALL, LARGEST_RATIO * stored):
-        raise WeightsError(
-            f"{path} has {stored:,} bytes, and says that it holds {size:,}", "do not use it"
-        )
-    return members
-
-
-def read_torch(path: Path, offset: int = 0) -> Any:
-    """What `torch.save` wrote, from `offset` on. Errors: WeightsError."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        if file.read(4) == ZIP:
-            _check_torch_archive(path)
-        file.seek(offset)
-        source: BinaryIO = _From(file, offset) if offset else file  # type: ignore[assignment]
-        value = pickles.read_torch(source, path)
-    pickles.check_tensors(value, path)
-    return value
-
-
-def _check_torch_archive(path: Path) -> None:
-    members = _members(path)
-    names = [info.filename for info in members]
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-        raise WeightsError(
-            f"{path} is a TorchScript archive: a program, not only weights",
-            "save the state dict where it was written: torch.save(sae.state_dict(), path)",
-        )
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
-        raise WeightsError(f"{path} is a compressed archive, which torch.save does not write")
-
-
-class _From(io.RawIOBase):
-    """A file from an offset on, as if it began there; saves holding a copy of what follows."""
-
-    def __init__(self, file: BinaryIO, offset: int) -> None:
-        self._file, self._offset = file, offset
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell() - self._offset
-
-    def seek(self, to: int, whence: int = io.SEEK_SET) -> int:
-        self._file.seek(to + self._offset if whence == io.SEEK_SET else to, whence)
-        return self.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        return self._file.readinto(buffer)  # type: ignore[attr-defined]
+def read_torch(path: Path) -> Any:
+    """What `torch.save` wrote. Errors: WeightsError."""
+    return pickles.read_torch(path)
 
 
 def read_saev(path: Path) -> tuple[dict[str, Any], Any]:
     """The line of JSON, and the state dict behind it. Errors: WeightsError."""
     with path.open("rb") as file:
         line = file.readline(LARGEST_LINE + 1)
-    return parse_json(line, f"the first line of {path}"), read_torch(path, len(line))
+    return parse_json(line, f"the first line of {path}"), pickles.read_torch(path, len(line))
 
 
 def read_npz(path: Path) -> dict[str, torch.Tensor]:
-    """The arrays as tensors. Errors: WeightsError (damaged, objects, more than is stored)."""
-    sizes = {info.filename: info.file_size for info in _members(path)}
+    """The arrays as tensors. Errors: WeightsError (damaged, a bomb, more than is stored)."""
+    members = _members(path)
+    size = sum(info.file_size for info in members.values())
+    if size > _most(stored := path.stat().st_size):
+        raise _bomb(path, stored, size)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name, size in sizes.items():
-                _check_array(archive.zip, name, size, path)
-            arrays = {name: archive[name] for name in archive.files}
-        return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy"): _array(archive, name) for name in members}
     except (WeightsError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # what NumPy and zipfile raise for damaged bytes is not documented
         raise pickles.damaged(path, error) from None
 
 
-def _check_array(archive: zipfile.ZipFile, name: str, size: int, path: Path) -> None:
-    """Errors: WeightsError where an array's header promises more than its member holds."""
+def _array(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
+    """Errors: WeightsError where an array's header promises other than its member holds."""
+    size = archive.getinfo(name).file_size
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    if dtype.hasobject or int(np.prod(shape, dtype=np.float64)) * dtype.itemsize > size:
-        raise WeightsError(
-            f"{path}: {name} says it is {list(shape)} of {dtype}, and has {size:,} bytes",
-            "do not use it",
-        )
+        if version not in ((1, 0), (2, 0)):
+            raise Damaged(f"{name} has an array of version {version}")
+        read = f"read_array_header_{version[0]}_0"
+        shape, fortran, dtype = getattr(np.lib.format, read)(file)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "fiub" or min(shape, default=0) < 0 or n_bytes != size - file.tell():
+            raise Damaged(
+                f"{name} says it is {list(shape)!r:.80} of {dtype}, and has {size:,} bytes"
+            )
+        flat = np.frombuffer(bytearray(file.read()), dtype)
+    array = flat.reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
 
 
 # --- bare pickles -------------------------------------------------------------------------------
@@ -272,36 +271,53 @@ def _check_array(archive: zipfile.ZipFile, name: str, size: int, path: Path) -> 
 def read_pickle(path: Path) -> Any:
     """A pickle, perhaps inside gzip. Errors: WeightsError."""
     data = path.read_bytes()
-    if data.startswith(GZIP):
-        data = _gunzipped(path, len(data))
-    if data.startswith((_TORCH_LEGACY, ZIP)):
-        value = pickles.read_torch(io.BytesIO(data), path)
-    else:
-        value = pickles.read_bare_pickle(data, path)
-    pickles.check_tensors(value, path)
-    return value
+    return pickles.read_bare(_gunzipped(path, data) if data.startswith(GZIP) else data, path)
 
 
-def _gunzipped(path: Path, stored: int) -> bytes:
-    most = max(SMALL, LARGEST_RATIO * stored)
+def _gunzipped(path: Path, data: bytes) -> bytes:
+    most = _most(len(data))
     try:
-        with gzip.open(path) as file:
-            data = file.read(most + 1)
-    except (OSError, EOFError, ValueError) as error:
+        with gzip.open(io.BytesIO(data)) as file:
+            found = file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise pickles.damaged(path, error) from None
-    except Exception as error:  # zlib.error is no OSError
-        raise pickles.damaged(path, error) from None
-    if len(data) > most:
-        raise WeightsError(
-            f"{path} has {stored:,} bytes and decompresses to more than {most:,}", "do not use it"
-        )
-    return data
+    if len(found) > most:
+        raise _bomb(path, len(data), len(found))
+    return found
+
+
+def _most(stored: int) -> int:
+    """The bytes that so many stored ones may decompress to."""
+    return max(SMALL, LARGEST_RATIO * stored)
+
+
+def _bomb(path: Path, stored: int, size: int) -> WeightsError:
+    return WeightsError(
+        f"{path} has {stored:,} bytes, which decompress to {size:,} or more",
+        "weights hardly compress: do not use it",
+    )
+
+
+# --- names --------------------------------------------------------------------------------------
 
 
 def as_mapping(value: Any, where: Path) -> Mapping[str, Any]:
     """Errors: WeightsError where a file's content is no mapping of names."""
-    if isinstance(value, pickles.Stub):
+    if isinstance(value, Stub):
         return vars(value)
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise WeightsError(f"{where} holds a {type(value).__name__}, not named tensors")
+    if not isinstance(value, Mapping):
+        raise WeightsError(
+            f"{where} holds a {type(value).__name__}, not named tensors",
+            "save the weights by name: torch.save(sae.state_dict(), path)",
+        )
+    check_names(value, where)
     return value
+
+
+def check_names(names: Iterable[Any], where: Path) -> None:
+    """Errors: WeightsError for names that cannot be shown, such as control characters."""
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise WeightsError(
+                f"{where} holds something under the name {name!r:.80}", "that is no name of weights"
+            )

@@ -128,9 +128,9 @@ def sniff(path: Path, beside: Mapping[str, Path] | None = None) -> Content:
     Errors: WeightsError for everything that holds no weights.
     """
     container = containers.container_of(path)
-    if container == "safetensors":
-        containers.read_header(path)
-    return Content(path, container, usual(path) if beside is None else beside)
+    content = Content(path, container, usual(path) if beside is None else beside)
+    _ = content.header  # what is cut is told first
+    return content
 
 
 def refuse_unknown(names: frozenset[str] | set[str], known: set[str], what: str) -> None:

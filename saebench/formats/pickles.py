@@ -46,7 +46,11 @@ class NumpyDtype:
 def numpy_number(dtype: Any, data: Any = b"") -> float | int:
     """A NumPy number as Python's own: MSAE saves one among its tensors."""
     kinds = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}
-    if not isinstance(dtype, NumpyDtype) or dtype.code not in kinds or dtype.order not in ("<", ">"):
+    if (
+        not isinstance(dtype, NumpyDtype)
+        or dtype.code not in kinds
+        or dtype.order not in ("<", ">")
+    ):
         raise Damaged("a NumPy value that is no number")
     return struct.unpack(dtype.order + kinds[dtype.code], data)[0]
 

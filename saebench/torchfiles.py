@@ -1,0 +1,266 @@
+"""The tensors of what `torch.save` wrote, and of pickles of tensors, without any of their code.
+
+    archive   a zip archive: data.pkl, and one member for each storage
+    legacy    five pickles (magic number, version, system, value, keys), then the storages
+    bare      a pickle of `pickle.dump`, in which each storage is a legacy file of its own
+
+`torch.load(weights_only=True)` reads the first two. It builds kinds of tensors that weights never
+are (sparse, quantised, without values), takes memory for whatever size a file claims, and cannot
+look into the third. Here a tensor is a view of a storage that is in the file, whole, and no more.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench.archives import ZIP, members, stored_at
+from saebench.pickles import Damaged, Names, a, loads, plain_key
+
+LARGEST_PICKLE = 64 * 2**20  # bytes of the pickle beside the storages
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a legacy file begins
+_VERSION = 1001
+_MOST_DIMENSIONS = 16
+
+
+class TorchScript(Exception):
+    """An archive that is a program, not only weights."""
+
+
+def read_torch(path: Path, names: Names, offset: int = 0) -> Any:
+    """What `torch.save` wrote, from `offset` on. `names`: what it may name beside tensors.
+
+    Dictionaries of any kind are plain ones, parameters plain tensors.
+    Errors: ForeignName (it needs code), Damaged, TorchScript, OSError.
+    """
+    with path.open("rb", buffering=0) as file:
+        return _read(file, offset, names)
+
+
+def read_bare(data: bytes, names: Names) -> Any:
+    """What `pickle.dump` wrote, or `torch.save`. Errors: as `read_torch`."""
+    if data.startswith((LEGACY, ZIP)):
+        return _read(io.BytesIO(data), 0, names)
+
+    def nested(data: memoryview) -> _Storage:
+        return a(_Storage, _read(io.BytesIO(data), 0, _no_name))
+
+    return loads(
+        data, _either({"torch.storage._load_from_bytes": nested}, _either(TENSORS, names))
+    )[0]
+
+
+def _read(file: Any, start: int, names: Names) -> Any:
+    file.seek(start)
+    read = _archive if file.read(4) == ZIP else _legacy
+    return read(file, start, _either(TENSORS, names))
+
+
+def _either(known: Mapping[str, Any], names: Names) -> Names:
+    return lambda name: known[name] if name in known else names(name)
+
+
+def _no_name(name: str) -> Any:
+    raise LookupError(name)
+
+
+# --- containers ---
+
+
+def _archive(file: Any, start: int, names: Names) -> Any:
+    found = members(file)
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in found):
+        raise TorchScript
+    _check_size(file, start, sum(info.file_size for info in found.values()))
+    folders = [name.removesuffix("data.pkl") for name in found if name.endswith("/data.pkl")]
+    if len(folders) != 1:
+        raise Damaged(f"an archive with {len(folders)} data.pkl: not one of torch.save")
+    folder = folders[0]
+
+    def read(name: str) -> Tensor:
+        """[bytes] uint8."""
+        if (info := found.get(folder + name)) is None:
+            raise Damaged(f"the archive lacks {folder + name!r:.80}")
+        return _filled(file, stored_at(file, info), info.file_size)
+
+    if f"{folder}byteorder" in found and bytes(read("byteorder")) != b"little":
+        raise Damaged("its numbers are big-endian")
+    storages: dict[str, Tensor] = {}
+
+    def stored(reference: Any) -> _Storage:
+        dtype, key, n_bytes = _referred(reference)
+        if key not in storages:
+            storages[key] = read(f"data/{key}")
+        return _storage(storages[key], dtype, n_bytes)
+
+    return loads(read("data.pkl").numpy().data, names, stored)[0]
+
+
+def _legacy(file: Any, start: int, names: Names) -> Any:
+    file.seek(start)
+    head = file.read(LARGEST_PICKLE)
+    if not head.startswith(LEGACY):
+        raise Damaged("a pickle that torch.save did not write")
+    version, at = loads(head, _no_name, start=len(LEGACY))
+    system, at = loads(head, _no_name, start=at)
+    if version != _VERSION or a(dict, system).get("little_endian") is not True:
+        raise Damaged("a legacy file of torch of an unknown kind")
+    claimed = 0
+    storages: dict[str, Tensor] = {}
+    widths: dict[str, int] = {}
+
+    def stored(reference: Any) -> _Storage:
+        nonlocal claimed
+        dtype, key, n_bytes = _referred(reference)
+        if key not in storages:
+            claimed += n_bytes
+            _check_size(file, start, claimed)
+            storages[key], widths[key] = torch.empty(n_bytes, dtype=torch.uint8), dtype.itemsize
+        return _storage(storages[key], dtype, n_bytes)
+
+    value, at = loads(head, names, stored, at)
+    keys, at = loads(head, _no_name, start=at)
+    if sorted(a(str, key) for key in a(list, keys)) != sorted(storages):
+        raise Damaged("a legacy file of torch whose storages are not those of its tensors")
+    at += start
+    for key in keys:
+        file.seek(at)
+        n = int.from_bytes(file.read(8), "little")
+        if n * widths[key] != len(storages[key]):
+            raise Damaged(f"a storage of {n:,} values where {len(storages[key]):,} bytes belong")
+        _fill(file, at + 8, storages[key])
+        at += 8 + len(storages[key])
+    return value
+
+
+def _check_size(file: Any, start: int, claimed: int) -> None:
+    """Errors: Damaged where more is promised than the file has: no memory is taken for it."""
+    if claimed > (size := file.seek(0, io.SEEK_END) - start):
+        raise Damaged(f"it has {size:,} bytes, and says that it holds {claimed:,}")
+
+
+def _filled(file: Any, at: int, n: int) -> Tensor:
+    tensor = torch.empty(n, dtype=torch.uint8)
+    _fill(file, at, tensor)
+    return tensor
+
+
+def _fill(file: Any, at: int, tensor: Tensor) -> None:
+    """Read bytes into a tensor [n] uint8. Errors: Damaged."""
+    file.seek(at)
+    rest = tensor.numpy().data
+    while len(rest):
+        if not (n := file.readinto(rest)):
+            raise Damaged("the file is too short for its tensors")
+        rest = rest[n:]
+
+
+# --- tensors ---
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    """The bytes of a storage, and what one value in it is."""
+
+    data: Tensor
+    dtype: torch.dtype
+
+    @property
+    def n(self) -> int:
+        return len(self.data) // self.dtype.itemsize
+
+
+def _referred(reference: Any) -> tuple[torch.dtype, str, int]:
+    """(dtype, key, bytes) of a reference to a storage, as both containers write it."""
+    kind, dtype, key, _, n, *view = a(tuple, reference)
+    if kind != "storage" or view not in ([], [None]) or a(int, n) < 0:
+        raise Damaged("a reference to something that is no storage")
+    return a(torch.dtype, dtype), a(str, key), n * dtype.itemsize
+
+
+def _storage(data: Tensor, dtype: torch.dtype, n_bytes: int) -> _Storage:
+    if len(data) != n_bytes:
+        raise Damaged(f"a storage of {len(data):,} bytes, and {n_bytes:,} are referred to")
+    return _Storage(data, dtype)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+    """A view of a storage that shows no more values than the storage has."""
+    sizes = [a(int, n) for n in a(tuple, shape)]
+    steps = [a(int, n) for n in a(tuple, strides)]
+    n = math.prod(sizes)
+    last = a(int, offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    fits = n == 0 or max(n, last + 1) <= a(_Storage, storage).n
+    if not fits or min([offset, *sizes, *steps]) < 0 or len(sizes) > _MOST_DIMENSIONS:
+        raise Damaged(
+            f"a tensor of shape {sizes!r:.80} and strides {steps!r:.80} in a storage of "
+            f"{storage.n:,} values"
+        )
+    if n == 0:
+        return torch.empty(sizes, dtype=storage.dtype)
+    return storage.data.view(storage.dtype).as_strided(sizes, steps, offset)
+
+
+def _of_type(rebuild: Any, _: Any, arguments: Any, __: Any) -> Tensor:
+    """A parameter or tensor that has attributes, which are no weights."""
+    if rebuild not in (_tensor, _parameter):
+        raise Damaged("a tensor of another kind")
+    return rebuild(*a(tuple, arguments))
+
+
+def _parameter(tensor: Any, *_: Any) -> Tensor:
+    return a(Tensor, tensor)
+
+
+def _dictionary(items: Any = None) -> dict[Any, Any]:
+    return {} if items is None else dict(a(dict, items))
+
+
+def _bytes(text: Any, encoding: Any) -> bytes:
+    """Bytes, as protocol 2 writes them."""
+    if encoding != "latin1":
+        raise Damaged("bytes that are encoded in a way that pickles never use")
+    return a(str, text).encode("latin1")
+
+
+_DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+}
+TENSORS: Mapping[str, Any] = {
+    "collections.OrderedDict": _dictionary,
+    "collections.Counter": _dictionary,
+    "builtins.set": lambda items=(): frozenset(plain_key(item) for item in a(list, items)),
+    "_codecs.encode": _bytes,
+    "torch.Size": lambda items=(): a(tuple, items),
+    "torch.device": lambda kind, n=None: (
+        a(str, kind) if n is None else f"{a(str, kind)}:{a(int, n)}"
+    ),
+    "torch.Tensor": None,
+    "torch.nn.parameter.Parameter": None,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+    **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
+    **{str(dtype): dtype for dtype in _DTYPES.values()},
+}
+"""What pickles of tensors name, and what is done in its place. `None`: nothing."""
