@@ -40,9 +40,26 @@ __all__ = [
     "write_sae",
 ]
 
+_MODULES = (
+    "clipscope",
+    "discover_then_name",
+    "gemma_scope",
+    "goodfire",
+    "llama_scope",
+    "mlsae",
+    "monoloss",
+    "msae",
+    "native",
+    "openai",
+    "saeco",
+    "saev",
+    "sparc",
+    "sparsify",
+)
+
 FORMATS: Mapping[str, ModuleType] = {
     module.NAME: module
-    for module in (import_module(f"saebench.formats.{name}") for name in ("native",))
+    for module in (import_module(f"saebench.formats.{name}") for name in _MODULES)
 }
 """Every format that is read, by its name."""
 
@@ -56,9 +73,7 @@ def read_sae(path: Path, spec: SaeSpec | None = None, facts: Facts | None = None
     """
     if spec is None:
         return read_content(sniff(path), facts or Facts())
-    return read_content(
-        sniff(path, beside_paths(spec, path)), facts or facts_of(spec), spec.format
-    )
+    return read_content(sniff(path, beside_paths(spec, path)), facts or facts_of(spec), spec.format)
 
 
 def facts_of(spec: SaeSpec) -> Facts:

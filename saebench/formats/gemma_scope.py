@@ -1,0 +1,64 @@
+"""Gemma Scope: params.npz, JumpReLU, no pre-bias.
+
+    pre = x @ W_enc + b_enc      z = pre where pre > threshold      x̂ = z @ W_dec + b_dec
+
+Names are sometimes in lower case. The file does not say more: that it is a transcoder shows in the
+name of its folder, and so does that it is one of the embedding SAEs, whose input is scaled by √d,
+which is asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saebench.activations import Threshold
+from saebench.formats.content import Content
+from saebench.formats.facts import Facts
+from saebench.formats.tensors import dtype_of, weights
+from saebench.inputs import Scaling
+from saebench.saes import Sae
+
+NAME = "gemma-scope"
+_NAMES = {"w_enc": "W_enc", "w_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_dec"}
+_ALL = {*_NAMES, "threshold"}
+
+
+def recognise(content: Content) -> bool:
+    """NumPy's archive, with the five names in either case."""
+    return content.container == "npz" and {name.lower() for name in content.names} >= _ALL
+
+
+def read(content: Content, facts: Facts) -> Sae:
+    """Errors: WeightsError (names, shapes), SpecError (an embedding SAE's input scale)."""
+    renamed = {_NAMES.get(name.lower(), name): value for name, value in content.objects.items()}
+    required = (*_NAMES.values(), "threshold")
+    found = weights(renamed, required, what="an SAE of Gemma Scope")
+    W_enc_ds = found["W_enc"]
+    facts.always("pre_bias", False)
+    facts.always("activation", "jumprelu")
+    facts.always("strict", True)
+    facts.always("decoder_norm", "free")
+    transcoder = facts.known("transcoder", _in_folders(content.path, "transcoder"), "file name")
+    if _in_folders(content.path, "embedding"):
+        about = f"an embedding SAE, trained on embeddings scaled by √d = √{W_enc_ds.shape[0]}"
+        scaling = facts.ask_scaling(about, d=W_enc_ds.shape[0])
+    else:
+        facts.always("input", "raw")
+        scaling = Scaling()
+    facts.settle()
+    return Sae(
+        W_enc_ds=W_enc_ds,
+        b_enc_s=found["b_enc"],
+        W_dec_sd=found["W_dec"],
+        b_dec_d=found["b_dec"],
+        activation=Threshold(found["threshold"]),
+        architecture="jumprelu",
+        scaling=scaling,
+        transcoder=transcoder is True,
+        stored_dtype=dtype_of(renamed["W_enc"]),
+    )
+
+
+def _in_folders(path: Path, word: str) -> bool:
+    """Whether a folder that the file lies in, up to four above it, is named so."""
+    return any(word in folder.name for folder in list(path.absolute().parents)[:4])
