@@ -16,7 +16,7 @@ from pathlib import Path
 
 from saebench import hub
 from saebench.beside import usual, usual_names
-from saebench.errors import UsageError, WeightsError
+from saebench.errors import UsageError
 from saebench.weights import HUB_MODEL
 
 USUAL = (
@@ -158,32 +158,43 @@ def parse_hub(address: str) -> tuple[str, str, str]:
     return f"{parts[0]}/{name}", revision, path
 
 
-def _on_hub(address: str, by: str) -> Checkpoint:
+def hub_files(address: str, by: str = "") -> tuple[hub.Wanted, dict[str, hub.Wanted]]:
+    """The weights at an address of the hub, and the configurations beside them by their names.
+
+    The hub is asked which files there are; where nobody answers, the cache. Errors: UsageError;
+    those of `hub.files_of`.
+    """
     repo, revision, path = parse_hub(address)
-    there = hub.files_of(hub.Wanted(repo, (), by, revision))
-    if path in there:
-        file = path
-    else:
-        below = f"{path}/" if path else ""
-        names = [name.removeprefix(below) for name in there if name.startswith(below)]
-        if not names:
-            near = [name for name in there if name.endswith(_WEIGHTS)]
-            raise UsageError(
-                f"{repo} has no file or folder '{path}'", f"it has: {', '.join(near[:12])}"
-            )
-        file = below + _chosen(names, f"{HUB_MODEL}{repo}/{path}".rstrip("/"))
 
-    def wanted(name: str) -> hub.Wanted:
-        return hub.Wanted(repo, (name,), by, revision)
+    def wanted(*names: str) -> hub.Wanted:
+        return hub.Wanted(repo, names, by or address, revision)
 
-    local = hub.fetch(wanted(file))
-    commit = hub.resolve(wanted(file)).commit
+    there = hub.files_of(wanted())
+    file = path if path in there else _found(there, repo, path)
     folder = posixpath.dirname(file)
-    beside: dict[str, Path] = {}
+    beside: dict[str, hub.Wanted] = {}
     for name in usual_names(file):
         place = posixpath.normpath(posixpath.join(folder, name))
         if place in there and posixpath.basename(name) not in map(posixpath.basename, beside):
-            beside[name] = hub.fetch(wanted(place))
-    if not commit:
-        raise WeightsError(f"{repo}: the hub did not say of which commit {file} is")
-    return Checkpoint(local, beside, repo, commit, file)
+            beside[name] = wanted(place)
+    return wanted(file), beside
+
+
+def _found(there: Iterable[str], repo: str, path: str) -> str:
+    """The weights file in a folder of a repository. Errors: UsageError."""
+    below = f"{path}/" if path else ""
+    names = [name.removeprefix(below) for name in there if name.startswith(below)]
+    if not names:
+        near = [name for name in there if name.endswith(_WEIGHTS)]
+        raise UsageError(
+            f"{repo} has no file or folder '{path}'", f"it has: {', '.join(near[:12])}"
+        )
+    return below + _chosen(names, f"{HUB_MODEL}{repo}/{path}".rstrip("/"))
+
+
+def _on_hub(address: str, by: str) -> Checkpoint:
+    file, beside = hub_files(address, by)
+    path = hub.fetch(file)
+    found = hub.resolve(file)
+    files = {name: hub.fetch(one) for name, one in beside.items()}
+    return Checkpoint(path, files, file.repo, found.commit, found.file)

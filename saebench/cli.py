@@ -50,7 +50,7 @@ class Show:
 class Fetch:
     """Download what runs will need, ahead of time, and lock what came."""
 
-    names: Positional[tuple[str, ...]]  # names or globs of backbones, SAEs and datasets
+    names: Positional[tuple[str, ...]]  # names or globs of backbones, SAEs, datasets; hf-hub:…
     registry: tuple[str, ...] = ()  # content folders searched before all others
     data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
     update: bool = False  # ask anew for what is locked, and lock what comes now

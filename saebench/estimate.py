@@ -8,7 +8,7 @@ it, so that every row of results says which facts were estimated (`sae_estimated
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from saebench.registry import Registry
 from saebench.rows import choose_device
 from saebench.saes import Sae
 from saebench.scaffold import entry_path, relative
+from saebench.scaffold.asking import without_questions
 from saebench.specs import SaeSpec
 from saebench.store import Store
 from saebench.strict import read_spec
@@ -91,8 +92,8 @@ def estimate(
     missing facts that no activations tell; those of reading the SAE, its backbone and its dataset.
     """
     spec = registry.sae(name)
-    target = _Target.of(registry, spec, out)
     missing, k = _missing(spec, k)
+    target = _Target.of(registry, spec, out, missing)
     if spec.site.startswith("sae:"):
         raise UsageError(f"'{name}' reads another SAE: what it lacks has to be said in its entry")
     backbone_spec = registry.buildable(spec.backbone)
@@ -216,10 +217,12 @@ class _Target:
     text: str
 
     @classmethod
-    def of(cls, registry: Registry, spec: SaeSpec, out: str | None) -> _Target:
+    def of(
+        cls, registry: Registry, spec: SaeSpec, out: str | None, answered: Iterable[str]
+    ) -> _Target:
         """Errors: UsageError for a place that cannot be written; SpecError (the entry's text)."""
         old, origin = Path(spec.path), registry.saes.origin(spec.name)
-        text = old.read_text(encoding="utf-8")
+        text = without_questions(old.read_text(encoding="utf-8"), answered)
         entry = old if out is None else entry_path("sae", spec.name, out)
         statistics = entry.with_name(f"{entry.stem}.statistics.safetensors")
         text = with_key(text, "semantics", "statistics", statistics.name, where=spec.path)
@@ -263,6 +266,7 @@ def print_estimate(registry: Registry, name: str, console: Console, **options: A
         transient=True,
     )
     task = bar.add_task("train activations", total=None)
+    origin_of = registry.saes.origin(name).root
     with bar, stepping_aside(bar):
         done = estimate(registry, name, on_images=partial(bar.advance, task), **options)
     origin = done.origin
@@ -273,7 +277,7 @@ def print_estimate(registry: Registry, name: str, console: Console, **options: A
         f"L0 {done.l0:.4g}" + ("" if done.fvu is None else f", fvu {done.fvu:.4f}"),
         f"wrote {done.statistics}",
         f"wrote {done.entry}",
-        f"next: saebench check sae {name}",
+        f"next: saebench check sae {name} --registry {options.get('out') or origin_of}",
     ]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -7,13 +7,15 @@ already; a failure is printed, and the rest goes on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from saebench import hub, lock
+from saebench.address import hub_files
 from saebench.beside import beside_wanted
 from saebench.data import Access, open_dataset
 from saebench.errors import SaebenchError, UsageError, WeightsError
@@ -21,7 +23,7 @@ from saebench.lock import Asked, Locked
 from saebench.modelfiles import config_wanted, text_candidates, text_wanted
 from saebench.registry import Registry, not_found
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec
-from saebench.weights import wanted, weights_path
+from saebench.weights import HUB_MODEL, wanted, weights_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +47,8 @@ def fetch(
     access: Access | None = None,
     update: bool = False,
 ) -> int:
-    """Fetch what matches: backbones, SAEs and datasets by name or glob. Returns 1 if any failed.
+    """Fetch what matches: backbones, SAEs and datasets by name or glob; and checkpoints on the hub,
+    `hf-hub:owner/name[@revision][/path]`, for `load_sae`. Returns 1 if any failed.
 
     `update`: what is locked is asked for anew, and what else moves with it is said. Errors:
     UsageError without patterns, NotFound for one that matches nothing.
@@ -54,11 +57,13 @@ def fetch(
         raise UsageError("fetch what?", "saebench fetch NAME…  (saebench ls backbones)")
     failed = 0
     before = lock.everything() if update else {}
-    matches = _matches(registry, patterns)
-    for name, shelf in matches:
+    addresses = [pattern for pattern in patterns if pattern.startswith(HUB_MODEL)]
+    matches = _matches(registry, [one for one in patterns if one not in addresses])
+    wishes = [(name, partial(_entry, shelf, name, access, update)) for name, shelf in matches]
+    wishes += [(address, partial(_checkpoint, address)) for address in addresses]
+    for name, parts in wishes:
         try:
-            spec: Spec = shelf.get(name)
-            for got in _updated(spec, access) if update else _parts(spec, access):
+            for got in parts():
                 mark = "here already" if got.here else "fetched"
                 console.print(f"{name}   {got.what}   {mark}", markup=False, soft_wrap=True)
         except SaebenchError as error:
@@ -68,6 +73,16 @@ def fetch(
         for line in _moved(registry, {name for name, _ in matches}, before):
             console.print(line, markup=False, soft_wrap=True)
     return failed
+
+
+def _entry(shelf: Any, name: str, access: Access | None, update: bool) -> Iterable[Got]:
+    spec: Spec = shelf.get(name)
+    return _updated(spec, access) if update else _parts(spec, access)
+
+
+def _checkpoint(address: str) -> Iterable[Got]:
+    weights, beside = hub_files(address)
+    yield from map(_file, (weights, *beside.values()))
 
 
 def _matches(registry: Registry, patterns: Sequence[str]) -> list[tuple[str, Any]]:

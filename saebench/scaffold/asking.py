@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from saebench.errors import UsageError
@@ -52,6 +52,30 @@ def _several(typed: str) -> Iterator[tuple[str, Any]]:
     for start, stop in zip(starts, [*starts[1:], len(typed)], strict=True):
         part = typed[start:stop].strip().removesuffix("and").strip(" ,;")
         yield parse_fact(part)
+
+
+def question(missing: Missing) -> str:
+    """A fact as it stands in an entry while nobody says it: a comment to fill in."""
+    return f"{_begun(missing.name)}{missing.about}; {missing.choices}"
+
+
+def _begun(name: str) -> str:
+    return f"# {name} = …   # asked: "
+
+
+def without_questions(text: str, answered: Iterable[str]) -> str:
+    """An entry's text without the questions about these facts."""
+    begun = tuple(map(_begun, answered))
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(begun))
+
+
+def from_terminal(prompt: str) -> str:
+    """`input`, with nothing for an answer where the input ends."""
+    try:
+        return input(prompt)
+    except EOFError:
+        print()
+        return ""
 
 
 def listed(missing: Sequence[Missing]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from saebench.identity import file_sha256
 from saebench.record import Record
 from saebench.registry import Registry
 from saebench.scaffold import checked_path, relative
-from saebench.scaffold.asking import Ask, listed, parse_fact
+from saebench.scaffold.asking import Ask, from_terminal, listed, parse_fact, question
 from saebench.scaffold.looking import Looked, look
 from saebench.scaffold.toml import commented, comments, setting
 from saebench.scaffold.words import choose_backbone, site_of, tokens_of
@@ -207,7 +207,7 @@ def _text(spec: SaeSpec, source: str, owner: BackboneSpec, looked: Looked) -> st
     if spec.format:
         lines.append(setting("format", spec.format, "the file alone does not tell"))
     if "format" in asked:
-        lines.append(_open(asked.pop("format")))
+        lines.append(question(asked.pop("format")))
     if spec.architecture:
         lines.append(setting("architecture", spec.architecture))
     l0 = "# l0 = 16" if spec.l0 is None else f"l0 = {spec.l0:g}"
@@ -237,12 +237,8 @@ def _text(spec: SaeSpec, source: str, owner: BackboneSpec, looked: Looked) -> st
     if spec.semantics or asked:
         lines += ["", "# What the file does not say.", "[semantics]"]
         lines += [setting(name, value) for name, value in spec.semantics.items()]
-        lines += [_open(one) for one in asked.values()]
+        lines += [question(one) for one in asked.values()]
     return "\n".join(lines) + "\n"
-
-
-def _open(missing: Missing) -> str:
-    return f"# {missing.name} = …   # asked: {missing.about}; {missing.choices}"
 
 
 def _said(record: Record) -> list[str]:
@@ -269,7 +265,7 @@ def print_new_sae(
     interactive: whether somebody is there to be asked. Errors: as `new_sae`.
     """
     semantics = dict(map(parse_fact, facts))
-    ask = input if interactive else None
+    ask = from_terminal if interactive else None
     new = new_sae(registry, name, source, out=out, semantics=semantics, ask=ask, **options)
     said = new.record.trained_on
     print(f"format     {new.record.format or 'not known yet'}")
