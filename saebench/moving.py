@@ -12,14 +12,18 @@ T = TypeVar("T")
 
 
 def moved(thing: T, device: torch.device | str) -> T:
-    """The same dataclass with all its tensors on `device`."""
-    changes = {f.name: _moved(getattr(thing, f.name), device) for f in fields(thing)}  # type: ignore[arg-type]
-    return replace(thing, **changes)  # type: ignore[type-var]
+    """The same dataclass with all its tensors on `device`; one that it holds twice stays one."""
+    return _moved(thing, device, {})
 
 
-def _moved(value: Any, device: torch.device | str) -> Any:
+def _moved(value: Any, device: torch.device | str, there: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        if id(value) not in there:
+            there[id(value)] = value.to(device)
+        return there[id(value)]
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return moved(value, device) if is_dataclass(value) and not isinstance(value, type) else value
+        return tuple(_moved(item, device, there) for item in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    held = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: _moved(one, device, there) for name, one in held.items()})

@@ -164,9 +164,7 @@ class Sae:
 
     def to(self, device: torch.device | str) -> Sae:
         """The same SAE on another device."""
-        same = self.b_pre_d is self.b_dec_d
-        there = moved(self, device)
-        return replace(there, b_pre_d=there.b_dec_d) if same else there
+        return moved(self, device)
 
     def encode(self, x_nd: Tensor, *, tile_bytes: int = TILE_BYTES) -> Codes:
         """Codes of raw activations x [n d], any n; on the device of the weights.

@@ -139,15 +139,22 @@ class Facts:
             raise self._wrong(name, "one of " + ", ".join(choices))
         return found or ""
 
-    def may_choose(self, name: str, choices: Sequence[str], default: str) -> str:
-        """One of some words where somebody says; else `default`, as the format has it."""
+    def may_choose(
+        self, name: str, choices: Sequence[str], default: str, source: str = "format"
+    ) -> str:
+        """One of some words where somebody says; else `default`, as `source` has it."""
         self._asked.add(name)
         found = self._take(name)
         if found is None:
-            return self.known(name, default, "format")
+            return self.known(name, default, source)
         if found not in choices:
             raise self._wrong(name, "one of " + ", ".join(choices))
         return found
+
+    def may_count(self, name: str) -> int | None:
+        """A number of 1 or more where somebody says; else None."""
+        self._asked.add(name)
+        return self.ask_int(name, "") if name in self._given else None
 
     def ask_bool(self, name: str, about: str) -> bool:
         """True or false; False while it is missing."""

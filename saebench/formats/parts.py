@@ -25,6 +25,7 @@ from saebench.activations import (
 )
 from saebench.errors import WeightsError
 from saebench.inputs import InTurn, LayerNorm, Length, OneWay, Scaling
+from saebench.pursuit import MatchingPursuit
 from saebench.saes import Sae
 from saebench.trunk import Block, Trunk
 
@@ -32,6 +33,7 @@ PARTS: Mapping[str, type] = {
     part.__name__: part
     for part in (
         *(Threshold, TopK, GroupMax, Gated, LeakyReLU, LatentNorm, Absolute, Squash),
+        MatchingPursuit,
         *(Scaling, LayerNorm, Length, InTurn, OneWay),
         *(Trunk, Block),
         Sae,
