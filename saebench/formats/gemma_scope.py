@@ -2,9 +2,9 @@
 
     pre = x @ W_enc + b_enc      z = pre where pre > threshold      x̂ = z @ W_dec + b_dec
 
-Names are sometimes in lower case. The file does not say more: that it is a transcoder shows in the
-name of its folder, and so does that it is one of the embedding SAEs, whose input is scaled by √d,
-which is asked for.
+Names are sometimes in lower case. That it is a transcoder shows only in the name of its repository,
+that it is one of the embedding SAEs only in the name of its folder: their input is scaled by √d,
+and whether x is so already is asked for.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("activation", "jumprelu")
     facts.always("strict", True)
     facts.always("decoder_norm", "free")
-    transcoder = facts.known("transcoder", _in_folders(content.path, "transcoder"), "file name")
-    if _in_folders(content.path, "embedding"):
+    transcoder = facts.known("transcoder", _in_transcoders(content.path), "file name")
+    if _is_embedding(content.path):
         about = f"an embedding SAE, trained on embeddings scaled by √d = √{W_enc_ds.shape[0]}"
         scaling = facts.ask_scaling(about, d=W_enc_ds.shape[0])
     else:
@@ -59,6 +59,11 @@ def read(content: Content, facts: Facts) -> Sae:
     )
 
 
-def _in_folders(path: Path, word: str) -> bool:
-    """Whether a folder that the file lies in, up to four above it, is named so."""
-    return any(word in folder.name for folder in list(path.absolute().parents)[:4])
+def _in_transcoders(path: Path) -> bool:
+    """Whether it lies in a repository like gemma-scope-2b-pt-transcoders."""
+    return any("gemma-scope" in part and "transcoder" in part for part in path.absolute().parts)
+
+
+def _is_embedding(path: Path) -> bool:
+    """Whether it lies in embedding/width_…/average_l0_…"""
+    return path.absolute().parts[-4:-3] == ("embedding",)
