@@ -42,6 +42,7 @@ __all__ = [
 
 _MODULES = (
     "clipscope",
+    "dictionary_learning",
     "discover_then_name",
     "gemma_scope",
     "goodfire",
