@@ -38,7 +38,7 @@ def usual(weights: Path) -> dict[str, Path]:
     here = weights.absolute().parent
     found: dict[str, Path] = {}
     for name in usual_names(weights.absolute().as_posix()):
-        if (file := here / name).is_file():
+        if (file := Path(posixpath.normpath((here / name).as_posix()))).is_file():
             found.setdefault(_known(name), file)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from saebench.errors import UsageError
@@ -49,7 +50,7 @@ def answers(missing: Sequence[Missing], ask: Ask) -> dict[str, Any]:
 def _several(typed: str) -> Iterator[tuple[str, Any]]:
     """The facts of `a = 1, b = [2, 3]`; nothing for a plain value."""
     starts = [match.start() for match in re.finditer(r"(?:^|(?<=[\s,;]))\w+\s*=", typed)]
-    for start, stop in zip(starts, [*starts[1:], len(typed)], strict=True):
+    for start, stop in pairwise([*starts, len(typed)]):
         part = typed[start:stop].strip().removesuffix("and").strip(" ,;")
         yield parse_fact(part)
 
