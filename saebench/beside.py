@@ -13,7 +13,7 @@ from saebench import hub
 from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
 from saebench.specs import SaeSpec
-from saebench.weights import wanted
+from saebench.weights import local_path, wanted
 
 CONFIGS = (
     "cfg.json",
@@ -24,6 +24,7 @@ CONFIGS = (
     "run_config.json",
     "hyperparams.json",
     "activation_scaler.json",
+    "activation_whitening.safetensors",
 )
 """Names of configurations that are looked for beside a local file."""
 
@@ -107,7 +108,7 @@ def beside_sha256(spec: SaeSpec) -> dict[str, str]:
         for name, file in beside_wanted(spec).items():
             declared[_known(name)] = file.sha256 or hub.resolve(file).sha256
     elif spec.weights.file is not None and not all([declared, *declared.values()]):
-        weights = Path(spec.path).parent / spec.weights.file
+        weights = local_path(spec, spec.weights.file)
         declared |= {name: file_sha256(p) for name, p in beside_paths(spec, weights).items()}
     if statistics := statistics_path(spec):
         declared["statistics"] = file_sha256(statistics)

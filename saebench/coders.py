@@ -7,7 +7,8 @@ A control is a known answer beside every SAE, on the same site and tokens:
   <sae>@random            seeded unit-row weights, TopK at that SAE's measured L0
   <sae>@shuffled-decoder  its codes, with the decoder's rows permuted
 By default the last two are made from one SAE for each site and token set, the one of median L0;
-`--sae '*@random'` or `--suite full` makes them from every one.
+`--sae '*@random'` or `--suite full` makes them from every one. SAEs of the full suite (the many of
+a published sweep) run when they are named, or with `--suite full`; so do controls at their places.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def candidates(registry: Registry, backbone: BackboneSpec) -> Candidates:
                 CoderRef(f"{ref.name}@{kind}", ref.site, ref.tokens, ref.sae, control=kind)
                 for kind in DERIVED
             ]
-    if not places and backbone.site:
-        places[backbone.site, "all"] = []
+    if backbone.site and not any(_by_default(ref) for ref in found):
+        places.setdefault((backbone.site, "all"), [])
     for (site, tokens), members in places.items():
         plain: tuple[Control, ...] = ("identity", "zero", "mean")
         refs += [CoderRef(name, site, tokens, control=name) for name in plain]
@@ -164,15 +165,25 @@ def _pca(k: int, site: str, tokens: str) -> CoderRef:
     return CoderRef(f"pca-{k}", site, tokens, control="pca", k=k)
 
 
-def default_choice(refs: Sequence[CoderRef], suite: str) -> list[CoderRef]:
-    """What runs when no SAE is named: see the module's first lines."""
+def _by_default(ref: CoderRef) -> bool:
+    """Whether it is an SAE of the default suite, on the backbone itself: its place has controls."""
+    return ref.is_sae and ref.depth == 1 and ref.sae is not None and ref.sae.suite == "default"
+
+
+def default_choice(refs: Sequence[CoderRef], suite: str, site: str) -> list[CoderRef]:
+    """What runs when no SAE is named: see the module's first lines.
+
+    A place that only SAEs of the full suite have is left to that suite, with its controls. `site`:
+    of the backbone, where controls are run if no SAE is of the default suite.
+    """
     if suite == "full":
         return list(refs)
     reference: dict[tuple[str, str], str] = {}
     by_place: dict[tuple[str, str], list[CoderRef]] = {}
     for ref in refs:
-        if ref.is_sae and ref.depth == 1:
+        if _by_default(ref):
             by_place.setdefault((ref.site, ref.tokens), []).append(ref)
+    places = set(by_place) or {(site, "all")}
     for place, members in by_place.items():
         l0 = {member.name: round(member.sae.l0 or 0) if member.sae else 0 for member in members}
         median = sorted(l0.values())[len(l0) // 2]
@@ -183,7 +194,11 @@ def default_choice(refs: Sequence[CoderRef], suite: str) -> list[CoderRef]:
         ref
         for ref in refs
         if (ref.is_sae and ref.sae is not None and ref.sae.suite == "default")
-        or (ref.control is not None and ref.control not in DERIVED)
+        or (
+            ref.control is not None
+            and ref.control not in DERIVED
+            and (ref.site, ref.tokens) in places
+        )
         or (
             ref.sae is not None
             and ref.control in DERIVED
@@ -212,7 +227,7 @@ def choose(
     found = {b.name: candidates(registry, b) for b in backbones}
     refused = [refusal for one in found.values() for refusal in one.refused]
     if not patterns:
-        refs = {name: default_choice(one.refs, suite) for name, one in found.items()}
+        refs = {b.name: default_choice(found[b.name].refs, suite, b.site) for b in backbones}
         return Choice(refs, tuple(refused))
     for refusal in refused:
         if any(pattern.partition("@")[0] == refusal.name for pattern in patterns):

@@ -52,6 +52,7 @@ from saebench.trainfacts import (
     scaling_facts,
 )
 from saebench.units import backbone_identity, coder_identity
+from saebench.weights import local_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -238,7 +239,7 @@ class _Target:
             raise UsageError(f"{entry} is there already", "choose another --out, or remove it")
         text = with_key(text, "", "replaces", origin.label, where=spec.path)
         if spec.weights.file is not None:
-            file = relative(old.parent / spec.weights.file, entry.parent)
+            file = relative(local_path(spec, spec.weights.file), entry.parent)
             text = with_key(text, "weights", "file", file, where=spec.path)
         return cls(entry, statistics, text)
 

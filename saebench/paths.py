@@ -26,6 +26,15 @@ def user_config() -> Path:
     return Path(platformdirs.user_config_dir("saebench", appauthor=False))
 
 
+def user_weights() -> Path:
+    """Where weights that no hub has are put by hand: `SAEBENCH_WEIGHTS` or the platform's place."""
+    if path := os.environ.get("SAEBENCH_WEIGHTS"):
+        return Path(path)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("saebench", appauthor=False)) / "weights"
+
+
 def user_store() -> Path:
     """Where artifacts are kept between runs: `SAEBENCH_STORE` or the platform's cache folder."""
     if path := os.environ.get("SAEBENCH_STORE"):

@@ -52,9 +52,13 @@ class WeightsSpec:
     (`saebench.lock`). `beside`: the configurations that an SAE's format reads with the file, by
     their names in its folder, with their sha256 ("": not declared). Of a local file, those that lie
     where they usually do are found without it.
+
+    An SAE's `filename` that ends in / is a folder of the repository: which file in it is not known.
+    A `file` may also lie below the user's folder for weights (`saebench.paths`).
     """
 
     file: str | None = None
+    url: str = ""  # where people get the file from: told where it is not there, never opened
     hub: str | None = None  # owner/name
     revision: str | None = None  # a commit, tag or branch; none: the default branch
     filename: str | None = None  # none: the loader's usual names, in their usual order

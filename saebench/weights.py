@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from saebench import hub
+from saebench import hub, paths
 from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
 from saebench.specs import BackboneSpec, SaeSpec, WeightsSpec
@@ -60,17 +60,17 @@ def hub_model(spec: BackboneSpec) -> tuple[str, str]:
 
 
 def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
-    """The file that an entry wants of a hub; None where its weights are not on one."""
+    """The file that an entry wants of a hub; None where its weights are not on one.
+
+    Errors: WeightsError for an SAE whose file is not named, SpecError.
+    """
     weights = weights_of(spec)
     if weights.hub is None:
         return None
+    if isinstance(spec, SaeSpec) and (weights.filename or "/").endswith("/"):
+        raise _unnamed(spec, weights)
     if weights.filename is not None:
         names = (weights.filename,)
-    elif isinstance(spec, SaeSpec):
-        raise SpecError(
-            f"{spec.path or spec.name}: weights.hub needs a filename",
-            "SAEs have no usual name: write  filename  under [weights]",
-        )
     else:
         names = _OPEN_CLIP if spec.loader == "open_clip" else _TIMM
     return hub.Wanted(
@@ -78,26 +78,50 @@ def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
     )
 
 
+def _unnamed(spec: SaeSpec, weights: WeightsSpec) -> WeightsError:
+    """For an SAE on the hub whose file nobody has named: there is no usual name to try."""
+    folder = (weights.filename or "").rstrip("/")
+    revision = f"@{weights.revision}" if weights.revision else ""
+    address = f"{HUB_MODEL}{weights.hub}{revision}/{folder}".rstrip("/")
+    where = f"--backbone {spec.backbone} --site {spec.site} --tokens {spec.tokens}"
+    return WeightsError(
+        f"{spec.path or spec.name}: weights.hub needs a filename: which file of {weights.hub}"
+        f"{f', below {folder}/,' if folder else ''} it is, is not known",
+        f"saebench new sae {spec.backbone}/NAME --from {address} {where}   writes an entry that "
+        "names it; where there are several it says which",
+    )
+
+
+def local_path(spec: BackboneSpec | SaeSpec, file: str) -> Path:
+    """Where a `weights.file` lies: beside its entry, else below the user's folder for weights.
+
+    Where it is in neither, the former.
+    """
+    beside = Path(os.path.normpath(Path(spec.path).parent / file))
+    by_hand = Path(os.path.normpath(paths.user_weights() / file))
+    return by_hand if not beside.exists() and by_hand.is_file() else beside
+
+
 def weights_path(spec: BackboneSpec | SaeSpec) -> Path | None:
     """The weights file on this machine, downloaded where the entry names a hub; None for none.
 
-    `file` is relative to the entry's own folder. Errors: WeightsError (absent, not to be
-    downloaded, not what the entry or the lock says), SpecError (the entry does not say enough, or
-    too much), WriteError (the lock file).
+    For a `file` see `local_path`. Errors: WeightsError (absent, not named, not to be downloaded,
+    not what the entry or the lock says), SpecError (the entry says too much), WriteError (the
+    lock file).
     """
     if there := wanted(spec):
         return hub.fetch(there)
     file, where = spec.weights.file, spec.path or spec.name
     if file is None:
         return None
-    path = Path(os.path.normpath(Path(spec.path).parent / file))
+    path = local_path(spec, file)
     if path.is_dir():
         raise WeightsError(f"{where}: weights.file = '{file}' is a folder, not a file")
     if not path.is_file():
-        raise WeightsError(
-            f"{where}: weights.file = '{file}' is not there",
-            f"it was looked for at {path}; a path is relative to the entry's own folder",
-        )
+        hint = f"it was looked for at {path}; a path is relative to the entry's own folder"
+        if spec.weights.url:
+            hint = f"get it from {spec.weights.url} and put it at {paths.user_weights() / file}"
+        raise WeightsError(f"{where}: weights.file = '{file}' is not there", hint)
     return path
 
 
@@ -136,7 +160,7 @@ def weights_bytes(spec: BackboneSpec | SaeSpec) -> int:
         path = hub.cached(there)
         return path.stat().st_size if path else hub.resolve(there).bytes
     file = spec.weights.file
-    path = Path(spec.path).parent / file if file else None
+    path = local_path(spec, file) if file else None
     return path.stat().st_size if path and path.is_file() else 0
 
 
@@ -171,10 +195,13 @@ def is_safetensors(head: bytes) -> bool:
 def first_bytes(path: Path) -> bytes:
     """The first 512 bytes of what may be weights. Errors: WeightsError for what is none."""
     try:
+        if not path.is_file() and path.exists():  # opening a pipe would wait for its other end
+            raise WeightsError(f"{path} is no file", "name the weights file itself")
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"{path} cannot be read: {reason}", "is its path right?") from None
     if not head:
         raise WeightsError(f"{path} is empty", "get it again")
     if head.startswith(b"version https://git-lfs"):

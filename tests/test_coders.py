@@ -62,6 +62,24 @@ def test_the_full_suite_adds_what_is_slow_and_every_derived_control(registry: Re
     assert {("small/a@random", "all"), ("small/b@shuffled-decoder", "all")} <= full
 
 
+def test_a_place_of_the_full_suite_alone_is_left_to_it(tmp_path: Path) -> None:
+    files = {
+        "registry/backbones/small.toml": BACKBONE,
+        "registry/saes/small/a.toml": sae_entry(l0=4.0),
+        "registry/saes/small/sweep.toml": sae_entry(tokens="cls", l0=2.0, suite="full"),
+    }
+    with_default = Registry.load([write(tmp_path / "with", files)])
+    plain = {(name, "all") for name in ("identity", "zero", "mean", "pca-4")}
+    derived = {("small/a@random", "all"), ("small/a@shuffled-decoder", "all")}
+    assert chosen(with_default) == {("small/a", "all"), *plain, *derived}
+    assert ("pca-2", "cls") in chosen(with_default, suite="full")
+    assert ("identity", "cls") in chosen(with_default, "identity")
+    # Where no SAE is of the default suite, controls alone, at the backbone's own site.
+    del files["registry/saes/small/a.toml"]
+    without = Registry.load([write(tmp_path / "without", files)])
+    assert chosen(without) == {(name, "all") for name in ("identity", "zero", "mean")}
+
+
 def test_names_globs_and_controls(registry: Registry) -> None:
     assert chosen(registry, "small/a") == {("small/a", "all")}
     assert chosen(registry, "identity") == {("identity", "all"), ("identity", "cls")}
