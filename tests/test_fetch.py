@@ -82,6 +82,42 @@ def test_a_line_for_each_file_and_what_was_here(registry: Registry, hub: HubStan
     assert len(hub.requests) == asked
 
 
+def test_configurations_of_an_sae_come_too(
+    registry: Registry, hub: HubStandIn, tmp_path: Path
+) -> None:
+    files = {"l1/sae.pt": b"weights", "l1/cfg.json": b"{}", "config.json": b"{ }"}
+    commit = hub.commit("me/saes", files)
+    digest = hashlib.sha256(b"{}").hexdigest()
+    saes = tmp_path / "content" / "registry" / "saes" / "first"
+    saes.mkdir(parents=True)
+    (saes / "a.toml").write_text(
+        'backbone = "first"\nsite = "blocks.0"\n[weights]\nhub = "me/saes"\n'
+        f'filename = "l1/sae.pt"\n[weights.beside]\n"cfg.json" = "{digest}"\n"../config.json" = ""'
+    )
+    registry = Registry.load([tmp_path / "content"])
+    code, text = said(registry, "first/a")
+    assert code == 0
+    fetched = ["l1/sae.pt", "l1/cfg.json", "config.json"]
+    assert [line.split()[1] for line in text.splitlines()] == fetched
+    assert all(line.endswith("fetched") for line in text.splitlines())
+    assert said(registry, "first/a")[1].count("here already") == 3
+    hub.commit("me/saes", {**files, "l1/cfg.json": b"[]"})
+    assert said(registry, "first/a", update=True)[0] == 1  # not what the entry declares
+    assert {found.commit for found in lock.everything().values()} == {commit}
+
+
+def test_a_checkpoint_by_its_address(registry: Registry, hub: HubStandIn) -> None:
+    hub.commit("me/saes", {"l1/sae.pt": b"weights", "l1/config.json": b"{}"})
+    code, text = said(registry, "hf-hub:me/saes/l1", "first")
+    assert code == 0
+    assert [line.split()[:2] for line in text.splitlines()] == [
+        ["first", "model.safetensors"],
+        ["hf-hub:me/saes/l1", "l1/sae.pt"],
+        ["hf-hub:me/saes/l1", "l1/config.json"],
+    ]
+    assert said(registry, "hf-hub:me/saes/l2")[0] == 1
+
+
 def test_a_failure_leaves_the_others(registry: Registry, hub: HubStandIn) -> None:
     code, text = said(registry, "second", "*ir*", "digits")
     assert code == 1

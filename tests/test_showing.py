@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from saebench.beside import beside_wanted
 from saebench.data import Access
+from saebench.formats import write_sae
+from saebench.hub import fetch
 from saebench.registry import Registry
-from saebench.showing import images_here, site_lines
+from saebench.showing import images_here, print_show, site_lines
 from saebench.specs import DatasetSpec, FolderForm, SiteSpec
+from saebench.weights import wanted
+from tests.asking_format import asking as asking
+from tests.content import sae_entry
+from tests.hub_stand_in import HubStandIn
+from tests.hub_stand_in import hub as hub
+from tests.small import random_sae
 
 
 def block(number: int, width: int = 8) -> SiteSpec:
@@ -71,3 +82,59 @@ def test_how_many_images_are_here(tmp_path: Path) -> None:
 def test_the_embedded_images_are_always_here(name: str) -> None:
     (line,) = images_here(Registry.load().dataset(name), Access())
     assert line.startswith("on this machine: ")
+
+
+def shown(root: Path, name: str) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = print_show(Registry.load([root]), name, console)
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+@pytest.mark.usefixtures("asking")
+def test_what_a_file_says_and_does_not(tmp_path: Path) -> None:
+    from tests import asking_format
+    from tests.checkpoints import numbers, rows
+
+    folder = tmp_path / "registry/saes/small"
+    weights = numbers(8, 16, seed=1), rows()
+    asking_format.write(folder / "sae.safetensors", *weights, threshold="1", k="3", model="m")
+    (folder / "x.toml").write_text(sae_entry())
+    code, text = shown(tmp_path, "small/x")
+    assert code == 0
+    assert "the file does not say: threshold (not stored)" in text
+    assert "saebench estimate" in text
+    (folder / "x.toml").write_text(f"{sae_entry()}\n[semantics]\nthreshold = 0.5\n")
+    code, text = shown(tmp_path, "small/x")
+    assert code == 0
+    assert "  the format is asking\n" in text
+    assert "    pre_bias  = false   (format)\n" in text
+    assert "    k         = 3       (file)\n" in text
+    assert "    threshold = 0.5     (entry)\n" in text
+    assert "    trained on: model m\n" in text
+    (folder / "sae.safetensors").write_bytes(b"<html>")
+    code, text = shown(tmp_path, "small/x")
+    assert code == 1
+    assert "is a web page" in text
+
+
+def test_nothing_of_an_sae_is_downloaded_to_be_shown(tmp_path: Path, hub: HubStandIn) -> None:
+    folder = tmp_path / "registry/saes/small"
+    folder.mkdir(parents=True)
+    write_sae(random_sae(0), folder / "file")
+    hub.commit("me/saes", {"a.pt": (folder / "file").read_bytes(), "cfg.json": b"{}"})
+    entry = sae_entry().replace('file = "sae.safetensors"', 'hub = "me/saes"\nfilename = "a.pt"')
+    (folder / "x.toml").write_text(f'{entry}\n[weights.beside]\n"cfg.json" = ""\n')
+    spec = Registry.load([tmp_path]).sae("small/x")
+    assert "not resolved yet" in shown(tmp_path, "small/x")[1]
+    weights = wanted(spec)
+    assert weights is not None
+    fetch(weights)
+    asked = len(hub.requests)
+    assert "the format is" not in shown(tmp_path, "small/x")[1]  # a configuration is not here
+    assert len(hub.requests) == asked
+    for file in beside_wanted(spec).values():
+        fetch(file)
+    asked = len(hub.requests)
+    assert "the format is saebench" in shown(tmp_path, "small/x")[1]
+    assert len(hub.requests) == asked
