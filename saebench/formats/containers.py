@@ -179,9 +179,8 @@ def _end_of(entries: Mapping[str, Any]) -> int:
             raise Damaged(f"{name} has the shape {shape!r:.80} at {start!r:.40}")
         bits = math.prod(shape) * _BITS.get(entries[name]["dtype"], 0)
         if start != end or 8 * (stop - start) != bits:
-            raise Damaged(
-                f"{name} {shape!r:.80} has {stop - start:,} bytes at {start:,}, not at {end:,}"
-            )
+            kind = f"{entries[name]['dtype']!r:.20} {shape!r:.80}"
+            raise Damaged(f"{name}, {kind}, cannot be at bytes {start:,} to {stop:,}")
         end = stop
     return end
 
