@@ -52,6 +52,8 @@ _MODULES = (
     "msae",
     "native",
     "openai",
+    "patchsae",
+    "prisma",
     "saeco",
     "saev",
     "sparc",
