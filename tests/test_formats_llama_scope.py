@@ -44,8 +44,8 @@ def test_the_threshold_is_strict_and_in_units_of_raw_activations(tmp_path: Path)
         ({"use_glu_encoder": True}, "use_glu_encoder"),
         ({"sparsity_include_decoder_norm": None}, "sparsity_include_decoder_norm"),
         ({"apply_decoder_bias_to_pre_encoder": 1}, "apply_decoder_bias_to_pre_encoder"),
-        ({"d_model": 9}, "of another size"),
-        ({"d_sae": 9}, "of another size"),
+        ({"d_model": 9}, "says d_model 9"),
+        ({"d_sae": 9}, "d_sae 9"),
     ],
 )
 def test_what_is_not_known_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:

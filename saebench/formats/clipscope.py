@@ -15,7 +15,7 @@ from saebench.activations import TopK
 from saebench.errors import WeightsError
 from saebench.formats.content import Content, refuse_unknown
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights, whole
+from saebench.formats.tensors import dtype_of, matrix, weights, whole
 from saebench.saes import Sae
 
 NAME = "clip-scope"
@@ -37,7 +37,7 @@ def read(content: Content, facts: Facts) -> Sae:
         known = {"n_features", "d_in", "k", _STATE, *_TRAINING}
         refuse_unknown(content.names, known, "a file of CLIP-Scope")
     found = weights(state, _WEIGHTS, what="an SAE of CLIP-Scope")
-    W_enc_ds = found["enc"]
+    W_enc_ds = matrix(found, "enc")
     _check_shape(content, W_enc_ds)
     facts.always("pre_bias", True)
     facts.always("activation", "TopK")
@@ -64,9 +64,7 @@ def read(content: Content, facts: Facts) -> Sae:
 
 
 def _check_shape(content: Content, W_enc_ds: Tensor) -> None:
-    """Errors: WeightsError where enc is no [d n] matrix, or not the one that is announced."""
-    if W_enc_ds.ndim != 2:
-        raise WeightsError(f"enc has shape {list(W_enc_ds.shape)}, not [d n]")
+    """Errors: WeightsError where enc is not of the size that is announced."""
     for name, size in zip(("d_in", "n_features"), W_enc_ds.shape, strict=True):
         if content.has(_STATE, name) and whole(content.objects[name], name) != size:
             raise WeightsError(f"{name} is {content.objects[name]}, and enc {list(W_enc_ds.shape)}")

@@ -13,7 +13,7 @@ from saebench.activations import Threshold
 from saebench.errors import WeightsError
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights
+from saebench.formats.tensors import dtype_of, matrix, weights
 from saebench.saes import Sae
 
 NAME = "discover-then-name"
@@ -46,9 +46,9 @@ def read(content: Content, facts: Facts) -> Sae:
     if differing := [name for name in _COPIES if not torch.equal(found[name], found[_BIAS])]:
         raise WeightsError(f"{', '.join(differing)} is not the tied_bias, which it has to be")
     return Sae(
-        W_enc_ds=found["encoder._weight"].T,
+        W_enc_ds=matrix(found, "encoder._weight").T,
         b_enc_s=found["encoder._bias"],
-        W_dec_sd=found["decoder._weight"].T,
+        W_dec_sd=matrix(found, "decoder._weight").T,
         b_dec_d=found[_BIAS],
         activation=Threshold(),
         architecture="relu",

@@ -14,7 +14,7 @@ from pathlib import Path
 from saebench.activations import Threshold
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights
+from saebench.formats.tensors import dtype_of, matrix, weights
 from saebench.inputs import Scaling
 from saebench.saes import Sae
 
@@ -33,7 +33,7 @@ def read(content: Content, facts: Facts) -> Sae:
     renamed = {_NAMES.get(name.lower(), name): value for name, value in content.objects.items()}
     required = (*_NAMES.values(), "threshold")
     found = weights(renamed, required, what="an SAE of Gemma Scope")
-    W_enc_ds = found["W_enc"]
+    W_enc_ds = matrix(found, "W_enc")
     facts.always("pre_bias", False)
     facts.always("activation", "jumprelu")
     facts.always("strict", True)

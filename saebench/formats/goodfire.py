@@ -9,7 +9,7 @@ from __future__ import annotations
 from saebench.activations import Threshold
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights
+from saebench.formats.tensors import dtype_of, matrix, weights
 from saebench.saes import Sae
 
 NAME = "goodfire"
@@ -33,9 +33,9 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.settle()
     found = weights(content.objects, _WEIGHTS, what="an SAE of Goodfire")
     return Sae(
-        W_enc_ds=found["encoder_linear.weight"].T,
+        W_enc_ds=matrix(found, "encoder_linear.weight").T,
         b_enc_s=found["encoder_linear.bias"],
-        W_dec_sd=found["decoder_linear.weight"].T,
+        W_dec_sd=matrix(found, "decoder_linear.weight").T,
         b_dec_d=found["decoder_linear.bias"],
         activation=Threshold(),
         architecture="relu",

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from saebench.activations import Activation, Threshold, TopK
 from saebench.errors import WeightsError
 from saebench.formats.content import Content
@@ -52,10 +54,9 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.settle()
     biases = ("decoder.bias",) if has_bias else ()
     found = weights(content.objects, (*_NEEDED, *biases), what="an SAE of Llama Scope")
+    _check_shapes(found, config)
     W_enc_ds, b_enc_s = found["encoder.weight"].T, found["encoder.bias"] / f_in
     W_dec_sd = found["decoder.weight"].T * (f_in / f_out)
-    if [whole(config.get(name), name) for name in ("d_model", "d_sae")] != list(W_enc_ds.shape):
-        raise WeightsError(f"{_CONFIG} is of another size than {list(W_enc_ds.shape)}")
     if by_norms:
         norm_s = W_dec_sd.norm(dim=1)
         W_enc_ds, b_enc_s = W_enc_ds * norm_s, b_enc_s * norm_s
@@ -75,6 +76,17 @@ def read(content: Content, facts: Facts) -> Sae:
     )
 
 
+def _check_shapes(found: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Errors: WeightsError for a tensor that is not of the size in the configuration."""
+    d, s = (whole(config.get(name), name) for name in ("d_model", "d_sae"))
+    shapes = {"encoder.weight": [s, d], "encoder.bias": [s], "decoder.weight": [d, s]}
+    for name, tensor in found.items():
+        if list(tensor.shape) != shapes.get(name, [d]):
+            raise WeightsError(
+                f"{name} has shape {list(tensor.shape)}, and {_CONFIG} says d_model {d}, d_sae {s}"
+            )
+
+
 def _flag(config: Mapping[str, Any], name: str) -> bool:
     return flag(config.get(name), f"{name} of {_CONFIG}")
 
@@ -85,7 +97,7 @@ def _activation(config: Mapping[str, Any], facts: Facts) -> tuple[Activation, st
     A TopK that has a threshold is used as a JumpReLU, as the project's loader does.
     """
     name = str(config["act_fn"]).lower()
-    theta = number(config.get("jump_relu_threshold", 0.0), "jump_relu_threshold")
+    theta = float(number(config.get("jump_relu_threshold", 0.0), "jump_relu_threshold"))
     if name == "jumprelu" or (name == "topk" and theta > 0):
         if theta < 0:
             raise WeightsError(f"jump_relu_threshold is {theta}: below 0 it would not cut at all")
@@ -112,7 +124,7 @@ def _norms(
         norms = norms if isinstance(norms, Mapping) else {}
         name = "dataset_average_activation_norm"
         found = [number(norms.get(side), f"{name}.{side}") for side in ("in", "out")]
-        if min(found) <= 0:
+        if not all(0 < norm < float("inf") for norm in found):
             raise WeightsError(f"{name} of {_CONFIG} is {found}, not above 0")
         root = whole(config.get("d_model"), "d_model") ** 0.5
         return Scaling(), root / found[0], root / found[1]

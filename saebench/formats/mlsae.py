@@ -13,7 +13,7 @@ from saebench.activations import TopK
 from saebench.errors import WeightsError
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, flag, weights, whole
+from saebench.formats.tensors import dtype_of, flag, matrix, weights, whole
 from saebench.inputs import LayerNorm, Scaling
 from saebench.saes import Sae
 
@@ -47,14 +47,14 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.settle()
     objects = content.objects
     found = weights(objects, _WEIGHTS, ignored=(_LAST,), what="an SAE of mlsae")
-    W_enc_ds, b_d = found["encoder.weight"].T, found["pre_encoder_bias"]
-    for name, size in zip(("n_inputs", "n_latents"), W_enc_ds.shape, strict=False):
+    W_enc_ds, b_d = matrix(found, "encoder.weight").T, found["pre_encoder_bias"]
+    for name, size in zip(("n_inputs", "n_latents"), W_enc_ds.shape, strict=True):
         if config.get(name, size) != size:
             raise WeightsError(f"{source} says {name} {config[name]!r:.20}, the encoder has {size}")
     return Sae(
         W_enc_ds=W_enc_ds,
-        b_enc_s=W_enc_ds.new_zeros(W_enc_ds.shape[-1]),
-        W_dec_sd=found["decoder.weight"].T,
+        b_enc_s=W_enc_ds.new_zeros(W_enc_ds.shape[1]),
+        W_dec_sd=matrix(found, "decoder.weight").T,
         b_dec_d=b_d,
         activation=TopK(k),
         architecture="topk",

@@ -96,18 +96,13 @@ def _parts(content: Content) -> tuple[Mapping[str, Any], str, Mapping[str, Any]]
 
 def _kind(state: Mapping[str, Any], config: Mapping[str, Any], source: str, facts: Facts) -> str:
     """Which of `_KINDS`. Errors: WeightsError (another, or one whose tensors are not these)."""
-    if _JUMP in state:
-        kind = facts.known("activation", "jumprelu")
-    elif "model_type" in config:
-        kind = facts.known("activation", config["model_type"], source)
-    else:
-        kind = facts.ask_choice(
-            "activation", "which SAE of MonoLoss it is", ("vanilla", "batch_topk")
-        )
-    stated = config.get("model_type", kind)
-    if stated != kind or (kind and kind not in _KINDS) or (kind == "jumprelu") != (_JUMP in state):
-        raise WeightsError(f"it is said to be {stated!r:.80}, and holds {', '.join(sorted(state))}")
-    return kind
+    if _JUMP not in state and "model_type" not in config:
+        about = "which SAE of MonoLoss it is"
+        return facts.ask_choice("activation", about, ("vanilla", "batch_topk"))
+    kind = str(config.get("model_type", "jumprelu"))
+    if kind not in _KINDS or (kind == "jumprelu") != (_JUMP in state):
+        raise WeightsError(f"it is said to be '{kind:.80}', and holds {', '.join(sorted(state))}")
+    return facts.known("activation", kind, "file" if _JUMP in state else source)
 
 
 def _scaling(config: Mapping[str, Any], source: str, facts: Facts) -> Scaling:

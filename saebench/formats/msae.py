@@ -22,7 +22,7 @@ from saebench.activations import Absolute, Activation, Squash, Threshold, TopK
 from saebench.errors import SpecError, WeightsError
 from saebench.formats.content import Content, refuse_unknown
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, float32, number, weights, whole
+from saebench.formats.tensors import dtype_of, float32, matrix, number, weights, whole
 from saebench.inputs import LayerNorm, Scaling
 from saebench.saes import Sae
 
@@ -53,9 +53,7 @@ def read(content: Content, facts: Facts) -> Sae:
     found = weights(
         state, _NEEDED, known, ignored=("latents_activation_frequency",), what="an SAE of MSAE"
     )
-    W_enc_ds = found["encoder"]
-    if W_enc_ds.ndim != 2:
-        raise WeightsError(f"encoder has shape {list(W_enc_ds.shape)}, not [d n]")
+    W_enc_ds = matrix(found, "encoder")
     named = _named(content.path.name, W_enc_ds, tied="decoder" not in found)
     facts.always("pre_bias", True)
     facts.always("decoder_norm", "free")

@@ -19,7 +19,7 @@ from saebench.activations import Activation, Threshold, TopK
 from saebench.errors import WeightsError
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights, whole
+from saebench.formats.tensors import dtype_of, matrix, weights, whole
 from saebench.inputs import LayerNorm, Scaling
 from saebench.saes import Sae
 
@@ -65,19 +65,21 @@ def class_activation(objects: Mapping[str, Any], facts: Facts) -> Activation:
     facts.always("pre_bias", True)
     facts.always("decoder_norm", "free")
     stated = objects.get("activation", "TopK" if "activation.k" in objects else None)
-    activation = facts.known("activation", stated)
+    activation = facts.known("activation", str(stated))
     if activation == "ReLU":
         return Threshold()
     if activation != "TopK":
         raise WeightsError(f"its activation is {activation!r:.80}", "known: TopK, ReLU")
     state = objects.get("activation_state_dict", {})
-    saved = {name: objects.get(f"activation.{name}") for name in ("k", "postact_fn")}
-    inside = dict(state) if isinstance(state, Mapping) else {}
-    for name, value in saved.items():
-        if value is not None and inside.setdefault(name, value) != value:
-            raise WeightsError(f"its activation has two {name}: {inside[name]} and {value}")
-    k = facts.known("k", whole(inside.get("k"), "the k of its activation"))
-    after = facts.known("activation_after", inside.get("postact_fn"))
+    inside = [state] if isinstance(state, Mapping) and state else []
+    if "activation.k" in objects:
+        names = ("k", "postact_fn")
+        inside.append({name: objects.get(f"activation.{name}") for name in names})
+    ks = {whole(one.get("k"), "the k of its activation") for one in inside}
+    afters = {str(one.get("postact_fn")) for one in inside}
+    if len(ks) != 1 or len(afters) != 1:
+        raise WeightsError(f"its TopK is said to be of k {sorted(ks)}, then {sorted(afters)}")
+    k, after = facts.known("k", ks.pop()), facts.known("activation_after", afters.pop())
     if after not in ("ReLU", "Identity"):
         raise WeightsError(f"what follows its TopK is {after!r:.80}", "known: ReLU, Identity")
     return TopK(k, signed=after == "Identity")
@@ -87,14 +89,14 @@ def class_sae(objects: Mapping[str, Any], activation: Activation, scaling: Scali
     """The SAE of a state dict of the class. Errors: WeightsError (names, a tied decoder apart)."""
     known = (*_STATED, *_STATISTICS)
     found = weights(objects, _WEIGHTS, _DECODERS, ignored=known, what="an SAE of OpenAI's class")
-    W_enc_sd = found["encoder.weight"]
+    W_enc_sd = matrix(found, "encoder.weight")
     tied_sd = found.get("decoder.linear.weight", W_enc_sd)
     if tied_sd is not W_enc_sd and not torch.equal(tied_sd, W_enc_sd):
         raise WeightsError("decoder.linear.weight is not the encoder's, to which it is tied")
     return Sae(
         W_enc_ds=W_enc_sd.T,
         b_enc_s=found["latent_bias"],
-        W_dec_sd=found["decoder.weight"].T if "decoder.weight" in found else W_enc_sd,
+        W_dec_sd=matrix(found, "decoder.weight").T if "decoder.weight" in found else W_enc_sd,
         b_dec_d=found["pre_bias"],
         activation=activation,
         architecture="topk" if isinstance(activation, TopK) else "relu",

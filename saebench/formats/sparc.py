@@ -14,7 +14,7 @@ from __future__ import annotations
 from saebench.activations import TopK
 from saebench.formats.content import Content
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, weights, whole
+from saebench.formats.tensors import dtype_of, matrix, weights, whole
 from saebench.inputs import Length, OneWay, Scaling
 from saebench.saes import Sae
 
@@ -69,9 +69,9 @@ def read(content: Content, facts: Facts) -> Sae:
     found = weights(content.objects, required, ignored=statistics, what="an SAE of SPARC")
     b_pre_d = found[f"pre_biases.{stream}"]
     return Sae(
-        W_enc_ds=found[f"encoders.{stream}.weight"].T,
+        W_enc_ds=matrix(found, f"encoders.{stream}.weight").T,
         b_enc_s=found[f"latent_biases.{stream}"],
-        W_dec_sd=found[f"decoders.{target}.weight"].T,
+        W_dec_sd=matrix(found, f"decoders.{target}.weight").T,
         b_dec_d=found[f"pre_biases.{target}"],
         activation=TopK(k),
         architecture="topk",

@@ -45,6 +45,13 @@ def float32(value: Any, name: str) -> Tensor:
     return value.detach().float()
 
 
+def matrix(found: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of that name. Errors: WeightsError where it has not two dimensions."""
+    if found[name].ndim != 2:
+        raise WeightsError(f"{name} has shape {list(found[name].shape)}, and is no matrix")
+    return found[name]
+
+
 def number(value: Any, name: str) -> float:
     """A number, or a tensor of one. Errors: WeightsError."""
     if isinstance(value, Tensor) and value.numel() == 1:
@@ -57,7 +64,7 @@ def number(value: Any, name: str) -> float:
 def whole(value: Any, name: str) -> int:
     """A whole number of 1 or more, or a tensor of one. Errors: WeightsError."""
     found = number(value, name)
-    if found != int(found) or found < 1:
+    if not 1 <= found < 2**63 or found != int(found):
         raise WeightsError(f"{name} is {found}, not a whole number of 1 or more")
     return int(found)
 
