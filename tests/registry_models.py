@@ -45,6 +45,7 @@ UPSTREAM = {
     "dinov3-vitl16": "timm:vit_large_patch16_dinov3.lvd1689m",
     "vit-b16-augreg-in21k": "timm:vit_base_patch16_224.augreg_in21k",
     "vit-b16-augreg-in21k-ft-in1k": "timm:vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit-b16-augreg2-in21k-ft-in1k": "timm:vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "vit-b16-clip-openai": "timm:vit_base_patch16_clip_quickgelu_224.openai",
     "vit-b16-clip-openai-ft-in1k": "timm:vit_base_patch16_clip_224.openai_ft_in1k",
     "deit-b16": "timm:deit_base_patch16_224.fb_in1k",

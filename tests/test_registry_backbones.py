@@ -170,7 +170,13 @@ def test_sites_head_and_activation_are_the_models(name: str, tmp_path: Path) -> 
     check_entry(spec, model)
     check_activations(spec, model)
     with shapes_only():
-        assert site_specs(model, spec.input.size) == spec.sites
+        natural = site_specs(model, spec.input.size)
+    assert {name: spec.sites[name] for name in natural} == natural
+    # Others are what published SAEs were trained on, of blocks that are sites themselves.
+    for added in spec.sites.keys() - natural.keys():
+        block, site = natural[added.rpartition(".")[0]], spec.sites[added]
+        assert site.path.startswith(f"{block.path}.")
+        assert replace(site, path=block.path, kind="bottleneck") == block
     library, what = upstream(name)
     if library == "timm" and spec.head.kind != "none":
         assert model.n_classes == timm.get_pretrained_cfg(what).num_classes

@@ -89,7 +89,7 @@ _BY_NAME: tuple[tuple[str, Known], ...] = (
         Known("deit", "supervised", "imagenet-1k", _ARXIV + "2012.12877", _256_224),
     ),
     (
-        r"^vit_.*augreg_in21k",
+        r"^vit_.*augreg2?_in21k",
         Known("vit", "supervised", "imagenet-21k", _ARXIV + "2106.10270"),
     ),
     (

@@ -85,7 +85,7 @@ def _weights(spec: BackboneSpec) -> list[str]:
     written = {
         field.name: getattr(spec.weights, field.name)
         for field in fields(spec.weights)
-        if getattr(spec.weights, field.name) is not None
+        if getattr(spec.weights, field.name)
     }
     lines = [setting(key, value) for key, value in written.items()]
     if "hub" in written and "sha256" not in written:
