@@ -37,6 +37,10 @@ LIGHT = [
     "hub",
     "hub_errors",
     "fetch",
+    "beside",
+    "address",
+    "showing",
+    "tomledit",
 ]
 
 

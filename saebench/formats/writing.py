@@ -21,7 +21,7 @@ from saebench.saes import Sae
 
 def write_sae(
     sae: Sae,
-    path: Path,
+    path: Path | str,
     *,
     extra: Mapping[str, Any] | None = None,
     dtype: str | torch.dtype = torch.float32,
@@ -41,7 +41,7 @@ def write_sae(
             raise WeightsError(f"{name} does not fit into {as_dtype}", "write it as float32")
     text = _canonical({**config, "extra": dict(extra or {})})
     data = _serialised(tensors, {"format": NAME, "version": version, "config": text})
-    write_bytes(path, data)
+    write_bytes(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
 
