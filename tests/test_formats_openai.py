@@ -59,7 +59,7 @@ def test_what_the_class_saves_again_may_be_of_monoloss(
     ("change", "said"),
     [
         ({"activation": "Softmax"}, "activation is 'Softmax'"),
-        ({"activation": 3}, "activation is 3"),
+        ({"activation": 3}, "activation is '3'"),
         ({"activation_state_dict": {"k": 12, "postact_fn": "GELU"}}, "follows its TopK is 'GELU'"),
         ({"activation_state_dict": {"postact_fn": "ReLU"}}, "the k of its activation is None"),
         ({"activation_state_dict": {"k": 0, "postact_fn": "ReLU"}}, "not a whole number"),

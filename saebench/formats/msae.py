@@ -29,6 +29,8 @@ from saebench.saes import Sae
 NAME = "msae"
 _NEEDED = ("pre_bias", "encoder", "latent_bias")
 _LOG_THRESHOLD = "activation.log_threshold"
+# Counts, and the activation again: its module has two names.
+_UNUSED = ("latents_activation_frequency", "dead_activations.log_threshold")
 _WRAPPER = {"model", "mean_center", "scaling_factor", "target_norm"}
 _TOPK = ("TopKReLU", "TopK", "TopKabs", "TopKabsReLU")
 _FULL_IS_RELU = ("ReLU", "TopKReLU", "BatchTopKReLU")  # their output without any top-k
@@ -50,9 +52,7 @@ def read(content: Content, facts: Facts) -> Sae:
     wrapped = content.has("model")
     state = content.nested("model") if wrapped else content.objects
     known = (_LOG_THRESHOLD, "decoder")
-    found = weights(
-        state, _NEEDED, known, ignored=("latents_activation_frequency",), what="an SAE of MSAE"
-    )
+    found = weights(state, _NEEDED, known, ignored=_UNUSED, what="an SAE of MSAE")
     W_enc_ds = matrix(found, "encoder")
     named = _named(content.path.name, W_enc_ds, tied="decoder" not in found)
     facts.always("pre_bias", True)

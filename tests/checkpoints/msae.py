@@ -21,10 +21,12 @@ def state(s: int = S, *, tied: bool = False, jump: bool = False) -> dict[str, An
         "latent_bias": numbers(s, seed=3),
         "decoder": rows(s),
         "latents_activation_frequency": torch.zeros(s, dtype=torch.int64),
-        "activation.log_threshold": torch.linspace(-3, 0, s),
     }
+    log_threshold = torch.linspace(-3, 0, s)
+    if jump:  # one module under two names
+        found["activation.log_threshold"] = log_threshold
+        found["dead_activations.log_threshold"] = log_threshold
     left_out = {"decoder"} if tied else set()
-    left_out |= set() if jump else {"activation.log_threshold"}
     return {name: value for name, value in found.items() if name not in left_out}
 
 
