@@ -12,6 +12,7 @@ import torch
 from saebench.errors import SpecError, WeightsError
 from saebench.formats import read_sae
 from saebench.formats.facts import Facts, MissingFacts
+from saebench.inputs import LayerNorm
 from saebench.specs import SaeSpec, WeightsSpec
 from tests.checkpoints import D, S, inputs
 from tests.checkpoints.prisma import (
@@ -26,6 +27,7 @@ from tests.checkpoints.prisma import (
     pickled,
     state,
 )
+from tests.foreign_classes import foreign
 
 RELU = {**CONFIG, "normalize_activations": "none"}
 
@@ -171,3 +173,11 @@ def test_the_hook_of_a_legacy_file_is_the_one_it_says(tmp_path: Path) -> None:
     sae = read_sae(legacy(tmp_path, LEGACY, state()), facts=Facts({"row_norm": "none"}))
     assert sae.record.trained_on["hook"] == "blocks.10.hook_resid_post"
     assert any("hook_mlp_out" in note for note in sae.record.notes)
+
+
+def test_a_configuration_of_the_model_inside_the_runners(tmp_path: Path) -> None:
+    with foreign("vit_prisma.configs.HookedViTConfig.HookedViTConfig", {"n_layers": 12}) as model:
+        runner = "vit_prisma_hf.sae_jepa_config.JEPABaseConfig"
+        with foreign(runner, {**CONFIG, "vit_model_cfg": model}) as cfg:
+            torch.save({"cfg": cfg, "state_dict": state()}, tmp_path / "sae.pt")
+    assert isinstance(read_sae(tmp_path / "sae.pt").scaling.rows, LayerNorm)

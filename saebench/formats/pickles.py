@@ -20,7 +20,9 @@ from saebench.pickles import Damaged, ForeignName, Stub
 # Classes of configurations that are saved whole, whatever module their project had them in.
 _CONFIG_CLASSES = frozenset(
     {
-        "VisionModelSAERunnerConfig",  # ViT-Prisma
+        "VisionModelSAERunnerConfig",  # ViT-Prisma, its V-JEPA runner, its model's configuration
+        "JEPABaseConfig",
+        "HookedViTConfig",
         "ViTSAERunnerConfig",  # HugoFry, PatchSAE, ConceptScope
         "ViTSAERunnerConfig_",
         "VisionSAERunnerConfig",
