@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -166,6 +167,12 @@ class Sae:
         """The same SAE on another device."""
         return moved(self, device)
 
+    def recorded(self, record: Record) -> Sae:
+        """The same SAE with another record: its weights are not checked again."""
+        same = copy(self)
+        object.__setattr__(same, "record", record)
+        return same
+
     def encode(self, x_nd: Tensor, *, tile_bytes: int = TILE_BYTES) -> Codes:
         """Codes of raw activations x [n d], any n; on the device of the weights.
 
@@ -238,6 +245,8 @@ def check_shapes(sae: Sae) -> None:
         )
     h, s = sae.W_enc_ds.shape
     d = sae.d_model
+    if not min(d, h, s, sae.d_out):
+        raise WeightsError(f"an SAE of {d} dimensions and {s} latents is empty", "get it again")
     out = sae.d_out if sae.transcoder else d
     if sae.trunk is not None and sae.trunk.d_out != h:
         raise WeightsError(f"its trunk gives {sae.trunk.d_out} dimensions, and W_enc reads {h}")
@@ -275,7 +284,9 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel() == 0:
             continue
-        low, high = tensor.aminmax()  # in one sweep, without a mask; a NaN is both
+        # In one sweep, without a mask, in the order of memory; a NaN is both.
+        lies_transposed = tensor.ndim == 2 and tensor.T.is_contiguous()
+        low, high = (tensor.T if lies_transposed else tensor).aminmax()
         if not (low.isfinite() and high.isfinite()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise WeightsError(

@@ -14,7 +14,6 @@ none of them, and `format` in the entry decides between those that say `could_be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +54,7 @@ _MODULES = (
     "patchsae",
     "prisma",
     "saeco",
+    "saelens",
     "saev",
     "sparc",
     "sparsify",
@@ -113,8 +113,9 @@ def read_content(content: Content, facts: Facts, name: str | None = None) -> Sae
     except (SpecError, WeightsError) as error:
         if str(content.path) in error.what:
             raise
-        raise type(error)(f"{content.path} ({module.NAME}): {error.what}", error.hint) from None
-    return replace(sae, record=facts.record(module.NAME))
+        hint = error.hint or f"the file is damaged, or not as those of '{module.NAME}' are"
+        raise type(error)(f"{content.path} ({module.NAME}): {error.what}", hint) from None
+    return sae.recorded(facts.record(module.NAME))
 
 
 def format_of(content: Content, name: str | None = None) -> ModuleType:
