@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
-from saebench import cli
+from saebench import cli, load_sae
 from saebench.errors import Mismatch, SpecError, UsageError, WeightsError
 from saebench.formats import read_entry
 from saebench.identity import file_sha256
@@ -21,8 +22,8 @@ from saebench.scaffold.words import backbone_of, choose_backbone, site_of, token
 from saebench.specs import SiteSpec
 from tests import asking_format
 from tests.asking_format import asking as asking
-from tests.checkpoints import numbers, rows
-from tests.content import write
+from tests.checkpoints import Case, cases, inputs, numbers, rows
+from tests.content import BACKBONE, write
 from tests.hub_stand_in import HubStandIn
 from tests.hub_stand_in import hub as hub
 from tests.small import LATENTS, WIDTH, add_sae, random_sae, setting
@@ -386,3 +387,32 @@ def test_options_of_another_kind(
 ) -> None:
     assert run("new", *arguments, "--out", tmp_path) == 2
     assert said in capsys.readouterr().err
+
+
+# Every format
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_an_entry_of_every_format(case: Case, tmp_path: Path) -> None:
+    backbone = BACKBONE.replace("width = 16", f"width = {case.d}")
+    root = write(tmp_path / "content", {"registry/backbones/narrow.toml": backbone})
+    (tmp_path / "files").mkdir()
+    file = case.write(tmp_path / "files")
+    place = {"backbone": "narrow", "site": "blocks.1", "tokens": "all"}
+    made = new(root, None, file, format=case.stated, semantics=case.semantics, **place)
+    assert not made.missing
+    spec = Registry.load([root]).sae(made.spec.name)
+    sae, alone = read_entry(spec), load_sae(file, format=case.stated, **case.semantics)
+    x_nd = inputs(case.d)
+    assert torch.equal(sae.decode(sae.encode(x_nd)), alone.decode(alone.encode(x_nd)))
+    assert {fact.source for fact in sae.record.facts} >= ({"entry"} if case.semantics else set())
+    made.path.unlink()
+    if case.semantics or case.stated:
+        made = new(root, None, file, format=case.stated, **place)
+        assert {one.name for one in made.missing} <= {*case.semantics, "input"}
+        assert bool(made.missing) == bool(case.semantics)
+        made.path.unlink()
+    if case.stated:
+        (question,) = new(root, None, file, **place).missing
+        assert question.name == "format"
+        assert f'"{case.stated}"' in question.choices
