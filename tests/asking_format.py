@@ -49,7 +49,12 @@ def read(content: Content, facts: Facts) -> Sae:
     zeros = torch.zeros(s)
     more = {} if scaling is None else {"scaling": scaling}
     return Sae(
-        tensors["W"], zeros, tensors["D"], torch.zeros(d), Threshold(theta, True), "batchtopk",
+        tensors["W"],
+        zeros,
+        tensors["D"],
+        torch.zeros(d),
+        Threshold(theta, True),
+        "batchtopk",
         **more,  # type: ignore[arg-type]
     )
 
