@@ -94,20 +94,24 @@ def _flag(config: Mapping[str, Any], name: str) -> bool:
 def _activation(config: Mapping[str, Any], facts: Facts) -> tuple[Activation, str]:
     """ReLU, JumpReLU with one threshold, or TopK.
 
-    A TopK that has a threshold is used as a JumpReLU, as the project's loader does.
+    Of a TopK that has a threshold the project's loader says that it becomes a JumpReLU, and leaves
+    it a TopK: which is meant has to be said.
     """
     name = str(config["act_fn"]).lower()
     theta = float(number(config.get("jump_relu_threshold", 0.0), "jump_relu_threshold"))
-    if name == "jumprelu" or (name == "topk" and theta > 0):
+    if name == "topk" and theta > 0:
+        about = f"act_fn is topk, and jump_relu_threshold {theta:g}: which of them holds"
+        name = facts.ask_choice("activation", about, ("jumprelu", "topk")) or "topk"
+    elif name in ("relu", "jumprelu", "topk"):
+        facts.known("activation", name, _CONFIG)
+    if name == "jumprelu":
         if theta < 0:
             raise WeightsError(f"jump_relu_threshold is {theta}: below 0 it would not cut at all")
-        facts.known("activation", "jumprelu", _CONFIG)
         facts.known("threshold", theta, _CONFIG)
         facts.always("strict", True)
-        return Threshold(theta), "jumprelu"
+        return Threshold(theta), name
     if name not in ("relu", "topk"):
         raise WeightsError(f"act_fn of {_CONFIG} is {name!r:.80}", "known: relu, jumprelu, topk")
-    facts.known("activation", name, _CONFIG)
     if name == "relu":
         return Threshold(), name
     return TopK(facts.known("k", whole(config.get("top_k"), "top_k"), _CONFIG)), name

@@ -97,7 +97,10 @@ def write_llama(root: Path, config: Mapping[str, Any], weights: dict[str, torch.
     return path
 
 
-def _llama(label: str, s: int = S, **changes: Any) -> Case:
+def _llama(
+    label: str, s: int = S, *, semantics: Mapping[str, Any] | None = None, **changes: Any
+) -> Case:
+    activation = (semantics or {}).get("activation", changes.get("act_fn", LLAMA["act_fn"]))
     config = {**LLAMA, "d_sae": s, **changes}
     weights = llama(s)
     transcoder = config["hook_point_in"] != config["hook_point_out"]
@@ -118,9 +121,9 @@ def _llama(label: str, s: int = S, **changes: Any) -> Case:
             gain = gain * norms_s * (1.0 if per_row else f_in / f_out)
         centre = b * f_in / f_out if config["apply_decoder_bias_to_pre_encoder"] else 0.0
         pre = ((x * f_in - centre) @ E.T + e) * gain
-        if config["act_fn"] == "relu":
+        if activation == "relu":
             z = relu(pre)
-        elif config["act_fn"] == "topk" and not config["jump_relu_threshold"]:
+        elif activation == "topk":
             z = relu(pre) * top(pre, config["top_k"])
         else:
             z = pre * (pre > config["jump_relu_threshold"])
@@ -129,7 +132,14 @@ def _llama(label: str, s: int = S, **changes: Any) -> Case:
     def write(folder: Path) -> Path:
         return write_llama(folder, config, weights)
 
-    return Case(f"llama-scope/{label}", "llama-scope", write, forward, transcoder=transcoder)
+    return Case(
+        f"llama-scope/{label}",
+        "llama-scope",
+        write,
+        forward,
+        semantics or {},
+        transcoder=transcoder,
+    )
 
 
 # --- Goodfire -----------------------------------------------------------------------------------
@@ -171,7 +181,8 @@ CASES = [
     _llama("transcoder", hook_point_out="blocks.3.hook_mlp_out"),
     _llama("free-decoder", sparsity_include_decoder_norm=False),
     _llama("bias-before", apply_decoder_bias_to_pre_encoder=True),
-    _llama("topk-as-jumprelu", act_fn="topk"),
+    _llama("topk-as-jumprelu", semantics={"activation": "jumprelu"}, act_fn="topk"),
+    _llama("topk-with-threshold", semantics={"activation": "topk"}, act_fn="topk"),
     _llama("topk", act_fn="topk", jump_relu_threshold=0.0),
     _llama("relu", act_fn="relu", norm_activation="inference"),
     _llama("token-wise", norm_activation="token-wise", sparsity_include_decoder_norm=False),
