@@ -51,6 +51,7 @@ _MODULES = (
     "msae",
     "native",
     "openai",
+    "overcomplete",
     "patchsae",
     "prisma",
     "saeco",
@@ -58,6 +59,8 @@ _MODULES = (
     "saev",
     "sparc",
     "sparsify",
+    "universal_sae",
+    "visaebench",
 )
 
 FORMATS: Mapping[str, ModuleType] = {

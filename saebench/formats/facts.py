@@ -209,6 +209,18 @@ class Facts:
         mean_d = None if mean is None else self._vector("input_mean", mean, d)
         return Scaling(mean_d, scale, rows)
 
+    def may_scale(self, *, d: int) -> Scaling:
+        """As `ask_scaling`, and raw where nobody says."""
+        if set(INPUT) & set(self._given):
+            return self.ask_scaling("", d=d)
+        self._asked |= set(INPUT)
+        self.known("input", "raw", "format")
+        return Scaling()
+
+    def later(self, *names: str) -> None:
+        """What is asked for once a missing fact is there: until then it may be given or not."""
+        self._asked |= set(names)
+
     def settle(self) -> None:
         """To be called when all has been asked, before the SAE is built.
 
