@@ -67,10 +67,13 @@ def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
     weights = weights_of(spec)
     if weights.hub is None:
         return None
-    if isinstance(spec, SaeSpec) and (weights.filename or "/").endswith("/"):
-        raise _unnamed(spec, weights)
-    if weights.filename is not None:
-        names = (weights.filename,)
+    file = weights.filename
+    if isinstance(spec, SaeSpec):
+        if not file or file.endswith("/"):
+            raise _unnamed(spec, weights)
+        names = (file,)
+    elif file is not None:
+        names = (file,)
     else:
         names = _OPEN_CLIP if spec.loader == "open_clip" else _TIMM
     return hub.Wanted(
