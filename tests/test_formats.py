@@ -193,7 +193,7 @@ def test_format_and_semantics_of_the_entry(tmp_path: Path) -> None:
     path = tmp_path / "sae"
     write_sae(make("topk"), path)
     assert read_sae(path, spec(format="saebench")).k == 5
-    with pytest.raises(SpecError, match="'saelens' is not one that is read"):
-        read_sae(path, spec(format="saelens"))
-    with pytest.raises(SpecError, match="pre_bias: an SAE of this format has no such fact"):
-        read_sae(path, spec(semantics={"pre_bias": True}))
+    with pytest.raises(SpecError, match="'colourful' is not one that is read"):
+        read_sae(path, spec(format="colourful"))
+    with pytest.raises(SpecError, match="colour: an SAE of this format has no such fact"):
+        read_sae(path, spec(semantics={"colour": "red"}))

@@ -46,15 +46,35 @@ def recognise(content: Content) -> bool:
 
 def read(content: Content, facts: Facts) -> Sae:
     """Errors: WeightsError (another version, keys or tensors that do not belong), SpecError."""
-    facts.settle()  # the file says it all
-    version = content.metadata.get("version")
-    if version == "2":
-        return _read_parts(content)
-    if version != "1":
+    readers = {"1": _read_1, "2": _read_2}
+    version = content.metadata.get("version", "")
+    if version not in readers:
         raise WeightsError(
             f"it is version {version} of the format, and this saebench reads 1 and 2",
             "pip install --upgrade saebench-vision",
         )
+    sae = readers[version](content)
+    _say(sae, facts)
+    facts.settle()
+    return sae
+
+
+def _say(sae: Sae, facts: Facts) -> None:
+    """What the file says, as far as it is said in words that all formats share."""
+    facts.known("architecture", sae.architecture)
+    facts.known("pre_bias", sae.b_pre_d is not None)
+    scaled = sae.scaling.tensors or sae.scaling.scale != 1
+    facts.known("input", "(x − mean)·scale" if scaled else "raw")
+    if sae.scaling.rows is not None:
+        facts.known("row_norm", type(sae.scaling.rows).__name__)
+    if sae.k is not None:
+        facts.known("k", sae.k)
+    theta = sae.activation.tensors.get("threshold")
+    if theta is not None:
+        facts.known("threshold", theta if theta.ndim else float(theta))
+
+
+def _read_1(content: Content) -> Sae:
     config = _config(content)
     architecture = config["architecture"]
     tensors: dict[str, Tensor] = content.tensors
@@ -84,7 +104,7 @@ def read(content: Content, facts: Facts) -> Sae:
     return sae
 
 
-def _read_parts(content: Content) -> Sae:
+def _read_2(content: Content) -> Sae:
     shown = parse_json(content.metadata.get("config", ""), "its config").get("sae", {})
     floats = {name: float32(tensor, name) for name, tensor in content.tensors.items()}
     dtypes = {dtype_of(tensor) for tensor in content.tensors.values()}
