@@ -153,3 +153,20 @@ def test_its_size_is_that_of_the_sae_above() -> None:
     meta = MetaSae(random_sae(0), random_sae(5, k=3, s=24))
     assert (meta.d_model, meta.d_sae, meta.architecture) == (16, 24, "topk")
     assert meta.n_bytes > meta.below.n_bytes + meta.above.n_bytes
+
+
+def test_check_says_how_well_the_directions_are_reconstructed(
+    measured: tuple[Path, pd.DataFrame],
+) -> None:
+    from saebench.registry import Registry
+    from saebench.testing.sae import check_sae
+
+    root, _ = measured
+    checks = {c.name: c for c in check_sae(Registry.load([root]), "small/directions")}
+    below, meta = random_sae(0), random_sae(5, k=3, s=24)
+    W = below.W_dec_sd.double().numpy()
+    left = W - meta.decode(meta.encode(below.W_dec_sd)).double().numpy()
+    fvu = (left**2).sum() / ((W - W.mean(axis=0)) ** 2).sum()
+    found = checks["it reconstructs the directions below"]
+    assert f"fvu {fvu:.{3 if fvu >= 1 else 4}{'g' if fvu >= 1 else 'f'}}" in found.detail
+    assert found.passed == (fvu < 1)

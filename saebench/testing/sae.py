@@ -16,6 +16,7 @@ from saebench.errors import SpecError
 from saebench.formats import read_entry
 from saebench.formats.facts import INPUT
 from saebench.loading import check_widths, stacked
+from saebench.meta import MetaSae
 from saebench.record import Record, shown
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
@@ -83,6 +84,8 @@ def check_sae(registry: Registry, name: str, *, access: Access | None = None) ->
             return
     assert held.x_nd is not None
     coder = stacked(held.chain, held.saes)[-1]
+    if isinstance(coder, MetaSae):
+        yield attempt("it reconstructs the directions below", lambda: _directions(coder))
     yield from _on_activations(coder, held.saes[name], held.x_nd, held.chain[0].l0)
 
 
@@ -143,6 +146,15 @@ def _activations(held: _Held, registry: Registry, access: Access | None) -> tupl
         x_nd = below.encode(x_nd).dense()
     said = of_which(dataset, backbone)
     return x_nd, f"{x_nd.shape[0]:,} tokens of {len(images_b3hw)} images of {said}"
+
+
+def _directions(coder: MetaSae) -> str:
+    W_sd = coder.below.W_dec_sd.double()
+    left = float((W_sd - coder.directions_sd).square().sum())
+    fvu = left / float((W_sd - W_sd.mean(dim=0)).square().sum())
+    l0 = float(coder.direction_codes.l0_n().double().mean())
+    assert fvu < 1, f"fvu {fvu:.3g} of the decoder's rows: worse than their mean"
+    return f"fvu {fvu:.4f} of the {len(W_sd)} decoder rows, with {l0:.4g} latents for each"
 
 
 def _on_activations(
