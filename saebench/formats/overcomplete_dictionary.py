@@ -141,7 +141,8 @@ def _off(W_sd: Tensor, mode: str) -> float:
     lengths_s = _lengths(W_sd, mode)
     if mode.startswith("max"):
         return abs(float(lengths_s.amax()) - 1)
-    return float((lengths_s[lengths_s > 0] - 1).abs().amax()) if lengths_s.any() else 0.0
+    positive = lengths_s[lengths_s > 0]  # none in a dictionary of zeros or of NaN
+    return float((positive - 1).abs().amax()) if len(positive) else 0.0
 
 
 def _lengths(W_sd: Tensor, mode: str) -> Tensor:

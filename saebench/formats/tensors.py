@@ -58,6 +58,8 @@ def number(value: Any, name: str) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise WeightsError(f"{name} is {value!r:.80}, not a number")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise WeightsError(f"{name} is {value!r:.80}: no such number fits into a tensor")
     return value
 
 
