@@ -74,3 +74,21 @@ def test_the_other_family_cannot_be_stated(tmp_path: Path) -> None:
     )
     with pytest.raises(SpecError, match="is 'patchsae' by its content"):
         read_sae(path, spec)
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        (True, "cls"),
+        (None, "all"),
+        ("only", "cls"),
+        ("include", "all"),
+        ("exclude", "patches"),
+        ("some", None),
+    ],
+)
+def test_its_tokens_in_each_projects_words(
+    said: object, tokens: str | None, tmp_path: Path
+) -> None:
+    sae = read_sae(as_dict(tmp_path, {**CONFIG, "class_token": said}, state()))
+    assert sae.record.trained_on.get("tokens") == tokens

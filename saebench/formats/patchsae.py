@@ -8,6 +8,8 @@ SAE, whose forward pass in its code is empty.
 
 from __future__ import annotations
 
+from typing import Any
+
 from saebench.activations import Threshold
 from saebench.errors import WeightsError
 from saebench.formats.content import Content
@@ -52,7 +54,7 @@ def read(content: Content, facts: Facts) -> Sae:
         facts.trained_on(
             model=run.config.get("model_name"),
             hook=f"{run.config['module_name']} of block {run.config['block_layer']}",
-            tokens="cls" if run.config.get("class_token") else "all",
+            tokens=_tokens(run.config.get("class_token")),
             dataset=run.config.get("dataset_path"),
         )
         if run.config.get("custom_clip_ckpt_path"):
@@ -68,3 +70,11 @@ def read(content: Content, facts: Facts) -> Sae:
         b_pre_d=found["b_dec"],
         stored_dtype=dtype_of(run.state["W_enc"]),
     )
+
+
+def _tokens(class_token: Any) -> str | None:
+    """Which tokens it was trained on: HugoFry and PatchSAE say true or false, ConceptScope how."""
+    words = {"only": "cls", "include": "all", "exclude": "patches"}
+    if isinstance(class_token, str):
+        return words.get(class_token)
+    return "cls" if class_token else "all"
