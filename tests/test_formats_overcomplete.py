@@ -23,6 +23,7 @@ from tests.checkpoints.overcomplete import (
     dictionary,
     mlp,
     scalar,
+    tied,
     write_state,
 )
 from tests.foreign_classes import foreign
@@ -259,6 +260,9 @@ def without(state: State, *names: str) -> State:
         ({"encoder.weight": torch.ones(S), **UNIT}, "is no matrix"),
         ({"encoder.weight": torch.ones(D, S), **UNIT}, "transposed"),
         ({"encoder.bias": torch.ones(3), **UNIT}, "b_enc has shape"),
+        ({**tied(UNIT), "encoder.tied_to._weights": rows()}, "_weights should repeat"),
+        ({**tied(UNIT), "encoder.tied_to.W": rows()}, "W should repeat"),
+        ({**tied(UNIT), **mlp()}, "should repeat"),
         ({**mlp(), "dictionary._weights": torch.ones(S)}, "make no dictionary"),
         ({**mlp(), **UNIT, "dictionary.multiplier": torch.zeros(2)}, "multiplier has shape"),
         ({**mlp(), **archetypal(written_back=True), "dictionary.C": torch.ones(3, D)}, "make no"),

@@ -3,7 +3,8 @@
     encoder.mlp_blocks.<i>.{0,1}   h ← relu(norm(h @ A + a)), and + h where it is residual
     encoder.final_block.{0,1}      pre = norm(h @ A + a)
     encoder.{weight, bias}         `untied()`: pre = x @ weight.T (+ bias)
-    encoder.bias, or nothing       `tied()`: pre = x @ D.T (+ bias), D the dictionary
+    encoder.{tied_to.*, bias}      `tied()`: pre = x @ D.T (+ bias), D the dictionary, which
+                                   tied_to repeats
 
 A norm is a batch norm, which running statistics make affine, so that it is folded, or a layer norm.
 Its eps is torch's default. Nothing in the file says whether hidden blocks are residual. There is no
@@ -17,6 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saebench.activations import Activation, LatentNorm, Threshold
@@ -31,7 +33,7 @@ from saebench.trunk import Block, Trunk
 FINAL = "encoder.final_block.0.weight"
 EPS = 1e-5  # of torch's norms
 
-_UNTIED, _BIAS = "encoder.weight", "encoder.bias"
+_UNTIED, _BIAS, _TIED = "encoder.weight", "encoder.bias", "encoder.tied_to."
 _LAYER = re.compile(
     r"(encoder\.(?:final_block|mlp_blocks\.\d+))\."
     r"(?:0\.(?:weight|bias)|1\.(?:weight|bias|running_mean|running_var|num_batches_tracked))"
@@ -75,12 +77,15 @@ def ask(
     layers = [name for name in state if _LAYER.fullmatch(name)]
     own = layers or [name for name in (_UNTIED, _BIAS) if name in state]
     counts = [name for name in own if name.endswith("num_batches_tracked")]
+    repeated = [name for name in state if name.startswith(_TIED)]
+    for name in repeated:
+        _check_repeats(state, name)
     needed = {*own, *dictionary.needed(state), *((FINAL,) if layers else ())} - set(counts)
     floats = weights(
         state,
         needed,
         (dictionary.MULTIPLIER,),
-        ignored=[*counts, *ignored],
+        ignored=[*counts, *repeated, *ignored],
         what="an SAE of overcomplete",
     )
     stored = next(name for name in (FINAL, _UNTIED, *dictionary.needed(state)) if name in floats)
@@ -96,6 +101,20 @@ def _refuse(state: Mapping[str, Any]) -> None:
     for pattern, what in _REFUSED.items():
         if any(re.fullmatch(pattern, name) for name in state):
             raise WeightsError(what, "it is not read: use another checkpoint")
+
+
+def _check_repeats(state: Mapping[str, Any], name: str) -> None:
+    """Errors: WeightsError for what is tied to another dictionary, or not tied at all."""
+    again, once = state[name], state.get(f"dictionary.{name.removeprefix(_TIED)}")
+    if FINAL in state or _UNTIED in state or not _alike(again, once):
+        raise WeightsError(
+            f"{name} should repeat the dictionary that the encoder is tied to, and does not"
+        )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return tensors and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _ask_residual(floats: Mapping[str, Tensor], facts: Facts) -> bool:

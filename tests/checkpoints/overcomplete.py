@@ -74,6 +74,12 @@ def archetypal(s: int = S, *, written_back: bool) -> State:
     }
 
 
+def tied(state: State) -> State:
+    """`tied()` hangs the dictionary below the encoder, so that it is saved twice."""
+    again = {name.replace("dictionary.", "encoder.tied_to."): w for name, w in state.items()}
+    return {**state, **again}
+
+
 def scalar(value: float) -> torch.Tensor:
     return torch.tensor(value)
 
@@ -207,8 +213,10 @@ CASES = [
         },
         activation="relu",
     ),
-    _case("tied", dictionary(rows(unit=True), 0.5), **TOPK),
-    _case("tied-bias", {"encoder.bias": numbers(S, seed=4), **UNIT}, activation="relu"),
+    _case("tied", tied(dictionary(rows(unit=True), 0.5)), **TOPK),
+    _case("tied-bias", {"encoder.bias": numbers(S, seed=4), **tied(UNIT)}, activation="relu"),
+    _case("tied-once", {"encoder.bias": numbers(S, seed=4), **UNIT}, activation="relu"),
+    _case("tied-archetypal", tied(archetypal(written_back=True)), **TOPK),
     *(
         _case(f"rows-{mode}", {**mlp(), **FREE}, dictionary_norm=mode, **TOPK)
         for mode in ("l2", "max_l2", "l1", "max_l1", "identity")
