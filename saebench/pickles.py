@@ -105,7 +105,7 @@ def _written_out(value: Any, sizes: dict[int, tuple[int, int]], above: int = 0) 
         size, levels = size + more, max(levels, below)
     if above == MOST_DEPTH or levels == MOST_DEPTH or size > MOST_VALUES:
         raise Damaged(
-            f"a pickle of more than {MOST_VALUES:,} values, or more than {MOST_DEPTH} deep"
+            f"more than {MOST_VALUES:,} values when written out, or more than {MOST_DEPTH} deep"
         )
     sizes[id(value)] = size, levels + 1
     return sizes[id(value)]
@@ -134,6 +134,7 @@ _LONG = 0x8A
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _GETS = {ord("h"): 1, ord("j"): 4}
 _PUTS = {ord("q"): 1, ord("r"): 4}
+_SIZED = (str, bytes, memoryview, list, tuple, dict, set)
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 writes them
 
 
@@ -144,8 +145,9 @@ class _Machine:
         self.data, self.names, self.stored, self.at = data, names, stored, start
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.granted: list[Any] = []
+        self.granted: dict[int, Any] = {}  # by identity
         self.foreign: list[str] = []
+        self.given = 0
 
     def run(self) -> Any:
         for _ in range(MOST_STEPS):
@@ -256,13 +258,14 @@ class _Machine:
                 full if full.isprintable() and len(full) < 200 else repr(full[:200])
             )
             found = Stub
-        self.granted.append(found)
+        self.granted[id(found)] = found
         return found
 
     def called(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         """Only what was named can be called: a value that a pickle built never is."""
         if not self.knows(function):
             raise Damaged(f"a pickle that calls a {type(function).__name__}")
+        self.give(arguments)
         return function(*arguments)
 
     def build(self, value: Any, state: Any) -> None:
@@ -270,11 +273,18 @@ class _Machine:
         if type(value) is not dict:
             if not (self.knows(type(value)) and hasattr(value, "__setstate__")):
                 raise Damaged(f"a pickle that gives a {type(value).__name__} a state")
+            self.give(state if type(state) is tuple else (state,))
             value.__setstate__(state)
+
+    def give(self, arguments: tuple[Any, ...]) -> None:
+        """Count what is handed to functions, which may copy it, often for a step or two each."""
+        self.given += sum(len(one) for one in arguments if isinstance(one, _SIZED))
+        if self.given > len(self.data) + MOST_STEPS:
+            raise Damaged("a pickle that does one thing again and again")
 
     def knows(self, value: Any) -> bool:
         """Whether it is something that was named, and not a value that was built."""
-        return any(value is one for one in self.granted)
+        return id(value) in self.granted
 
 
 def a(kind: type, value: Any) -> Any:

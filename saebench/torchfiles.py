@@ -28,6 +28,7 @@ LARGEST_PICKLE = 64 * 2**20  # bytes of the pickle beside the storages
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a legacy file begins
 _VERSION = 1001
 _MOST_DIMENSIONS = 16
+_LARGEST_EMPTY = 2**20
 
 
 class TorchScript(Exception):
@@ -193,15 +194,17 @@ def _storage(data: Tensor, dtype: torch.dtype, n_bytes: int) -> _Storage:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     """A view of a storage that shows no more values than the storage has."""
-    sizes = [a(int, n) for n in a(tuple, shape)]
-    steps = [a(int, n) for n in a(tuple, strides)]
+    if max(len(a(tuple, shape)), len(a(tuple, strides))) > _MOST_DIMENSIONS:
+        raise Damaged(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
+    sizes, steps = [a(int, n) for n in shape], [a(int, n) for n in strides]
     n = math.prod(sizes)
     last = a(int, offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
-    fits = n == 0 or max(n, last + 1) <= a(_Storage, storage).n
-    if not fits or min([offset, *sizes, *steps]) < 0 or len(sizes) > _MOST_DIMENSIONS:
+    stored = a(_Storage, storage).n
+    # What is empty may have other dimensions, of which nothing is stored.
+    fits = max(n, last + 1) <= stored if n else max(sizes) <= max(stored, _LARGEST_EMPTY)
+    if not fits or min([offset, *sizes, *steps]) < 0:
         raise Damaged(
-            f"a tensor of shape {sizes!r:.80} and strides {steps!r:.80} in a storage of "
-            f"{storage.n:,} values"
+            f"a tensor of shape {sizes} and strides {steps} in a storage of {stored:,} values"
         )
     if n == 0:
         return torch.empty(sizes, dtype=storage.dtype)

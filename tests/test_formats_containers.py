@@ -218,6 +218,15 @@ def _nested(depth: int, times: int) -> bytes:
     return MARK + b"".join(steps) + TUPLE
 
 
+def _again(function: bytes, argument: Any, *more: bytes, ends: bytes = TUPLE + CALL) -> bytes:
+    """Three thousand times a copy of the same argument, which the pickle holds once."""
+    first, second = struct.pack("<I", 2**31), struct.pack("<I", 2**31 + 1)
+    keep = function + b"r" + first + value(argument) + b"r" + second
+    begins = EMPTY + NEW if ends == BUILD else MARK
+    one = b"j" + first + begins + b"j" + second + b"".join(more) + ends
+    return MARK + keep + one * 3_000 + TUPLE
+
+
 def _hashed(depth: int) -> bytes:
     """A key whose hash takes 2 to the depth steps."""
     pairs = b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(depth))
@@ -253,6 +262,12 @@ MISUSES: dict[str, bytes] = {
     "no mark": a_pickle(b"t"),
     "no memo": a_pickle(b"h\x07"),
     "no end": START + DICT,
+    "one call, again and again": named(_again(name("torch.Size"), tuple(range(1000)))),
+    "one text, again and again": named(_again(name("_codecs.encode"), "a" * 1000, value("latin1"))),
+    "one state, again and again": named(
+        _again(name(CONFIG), dict.fromkeys(map(str, range(1000)), 1), ends=BUILD)
+    ),
+    "many names, and calls": named(MARK + (name(CONFIG) + EMPTY + CALL) * 5_000 + TUPLE),
     "a huge memo": a_pickle(LIST, b"r\xff\xff\xff\xff"),
     "a huge text": a_pickle(b"\x8d" + b"\xff" * 7 + b"\x7f"),
     "huge bytes": a_pickle(b"\x8e" + b"\x00" * 5 + b"\x01\x00\x00"),
@@ -301,6 +316,8 @@ REFERENCES: dict[str, bytes] = {
     "a tensor of negative strides": tensor(shape=(2, 2), strides=(-1, 1)),
     "a tensor of huge strides": tensor(shape=(2, 2), strides=(2**62, 1)),
     "a tensor of many dimensions": tensor(shape=(1,) * 100, strides=(1,) * 100),
+    "a tensor of a million dimensions": tensor(shape=(2**31,) * 10**5, strides=(1,) * 10**5),
+    "an empty tensor of many large dimensions": tensor(shape=(0, *[2**40] * 8), strides=(1,) * 9),
     "a tensor without strides": tensor(strides=()),
     "an empty tensor of huge shape": tensor(shape=(0, 2**63), strides=(1, 1)),
     "a tensor of truths": tensor(shape=(True,)),
@@ -544,7 +561,7 @@ def _npz() -> dict[str, bytes]:
 
 # --- all of them --------------------------------------------------------------------------------
 
-HARMLESS = {"a huge frame", "no tensors", "a stub alone", "operation 0x7d"}
+HARMLESS = {"a huge frame", "many names, and calls", "no tensors", "a stub alone", "operation 0x7d"}
 """What is taken out of its container, and is of no format: nothing, by other means."""
 
 
@@ -642,6 +659,14 @@ def test_a_pipe_a_device_and_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(WeightsError, match="is no file"):
             read_sae(path)
+
+
+def test_a_pickle_that_would_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sae.pkl"
+    path.write_bytes(a_pickle(DICT))
+    os.truncate(path, 2**40)  # takes no room on the disk
+    with pytest.raises(WeightsError, match="1,099,511,627,776 bytes"):
+        read_sae(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -786,6 +811,42 @@ def test_what_torch_and_pickle_write_is_read_to_the_bit(how: str, tmp_path: Path
         "betas": (0.9, 0.999),
         "names": ["a", None, True, -3, 2**40, 1.5, {"deep": {"1": 2}}],
     }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_reads_is_read_alike(zipped: bool, tmp_path: Path) -> None:
+    """A training checkpoint with an optimizer, a scheduler and parameters that have attributes."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3])
+    tagged = torch.nn.Parameter(torch.ones(2))
+    tagged.mark = "x"  # type: ignore[attr-defined]
+    saved = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "complex": torch.ones(2, dtype=torch.complex64),
+        "tagged": tagged,
+        "size": model[0].weight.shape,
+        "epoch": 3,
+    }
+    path = tmp_path / "checkpoint.pt"
+    torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+    theirs = torch.load(path, weights_only=True)
+    assert _plain(sniff(path).objects) == _plain(theirs)
+
+
+def _plain(value: Any) -> Any:
+    """The same with tensors as what compares equal."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value
 
 
 def test_tensors_that_share_a_storage_share_it(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ GZIP = b"\x1f\x8b"
 LARGEST_LINE = 2**20  # bytes of saev's line of JSON
 LARGEST_CONFIG = 16 * 2**20
 LARGEST_YAML = 2**18  # PyYAML reads some hundred kilobytes a second
-LARGEST_RATIO = 50  # of bytes decompressed to bytes stored; weights hardly compress
+LARGEST_RATIO = 20  # of bytes decompressed to bytes stored; weights hardly compress
 SMALL = 64 * 2**20  # bytes that may be decompressed whatever the ratio
+LARGEST_PICKLE = 16 * 2**30
 LONGEST_NAME = 200
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "BOOL": 8} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
@@ -269,6 +270,11 @@ def _array(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
 
 def read_pickle(path: Path) -> Any:
     """A pickle, perhaps inside gzip. Errors: WeightsError."""
+    if (size := path.stat().st_size) > LARGEST_PICKLE:
+        raise WeightsError(
+            f"{path} is a pickle of {size:,} bytes, which would all be held in memory",
+            "save it with torch.save, or as safetensors",
+        )
     data = path.read_bytes()
     return pickles.read_bare(_gunzipped(path, data) if data.startswith(GZIP) else data, path)
 

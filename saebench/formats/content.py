@@ -129,7 +129,8 @@ def sniff(path: Path, beside: Mapping[str, Path] | None = None) -> Content:
     """
     container = containers.container_of(path)
     content = Content(path, container, usual(path) if beside is None else beside)
-    _ = content.header  # what is cut is told first
+    if container == "safetensors":
+        _ = content.header  # what is cut is told at once
     return content
 
 
