@@ -71,11 +71,11 @@ def _ask_mode(floats: Mapping[str, Tensor], rounding: float, facts: Facts, defau
     modes = MODES if MULTIPLIER in floats else _BEFORE_MULTIPLIERS
     if default:
         return facts.may_choose("dictionary_norm", modes, default)
-    done = [mode for mode in modes if mode != "identity" and _off(W_sd, mode) <= rounding]
+    # What divides each row comes first: behind it the largest length is 1 too.
+    likely = (mode for mode in ("l2", "l1", "max_l2", "max_l1") if mode in modes)
+    done = next((mode for mode in likely if _off(W_sd, mode) <= rounding), "")
     if done:
-        # l2 leaves the largest length at 1 too: with both, each row is meant.
-        each = [mode for mode in done if not mode.startswith("max")]
-        mode = facts.may_choose("dictionary_norm", modes, (each or done)[0], "file")
+        mode = facts.may_choose("dictionary_norm", modes, done, "file")
     else:
         lengths_s = W_sd.norm(dim=1)
         about = (
