@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 MOST_STEPS = 2_000_000  # a state dict takes some thousands, a list in a configuration one an item
+MOST_SHARED = 100_000  # of what is handed to functions, beside what the file is long
 MOST_VALUES = 4_000_000  # of a value written out in full
 MOST_DEPTH = 64
 
@@ -279,7 +280,7 @@ class _Machine:
     def give(self, arguments: tuple[Any, ...]) -> None:
         """Count what is handed to functions, which may copy it, often for a step or two each."""
         self.given += sum(len(one) for one in arguments if isinstance(one, _SIZED))
-        if self.given > len(self.data) + MOST_STEPS:
+        if self.given > len(self.data) + MOST_SHARED:
             raise Damaged("a pickle that does one thing again and again")
 
     def knows(self, value: Any) -> bool:

@@ -219,12 +219,12 @@ def _nested(depth: int, times: int) -> bytes:
 
 
 def _again(function: bytes, argument: Any, *more: bytes, ends: bytes = TUPLE + CALL) -> bytes:
-    """Three thousand times a copy of the same argument, which the pickle holds once."""
+    """A thousand times a copy of the same argument, which the pickle holds once."""
     first, second = struct.pack("<I", 2**31), struct.pack("<I", 2**31 + 1)
     keep = function + b"r" + first + value(argument) + b"r" + second
     begins = EMPTY + NEW if ends == BUILD else MARK
     one = b"j" + first + begins + b"j" + second + b"".join(more) + ends
-    return MARK + keep + one * 3_000 + TUPLE
+    return MARK + keep + one * 1_000 + TUPLE
 
 
 def _hashed(depth: int) -> bytes:
