@@ -142,17 +142,27 @@ class LeakyReLU:
 
 
 @dataclass(frozen=True, eq=False)
-class LatentNorm:
-    """Layer norm over the s latents (biased variance, as torch's), then another activation."""
+class _Around:
+    """Something around another activation, whose k and weights it has."""
 
     inner: Activation
-    gain_s: Tensor
-    shift_s: Tensor
-    eps: float = 1e-5
 
     @property
     def k(self) -> int | None:
         return self.inner.k
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.inner.tensors
+
+
+@dataclass(frozen=True, eq=False)
+class LatentNorm(_Around):
+    """Layer norm over the s latents (biased variance, as torch's), then another activation."""
+
+    gain_s: Tensor
+    shift_s: Tensor
+    eps: float = 1e-5
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -164,37 +174,18 @@ class LatentNorm:
 
 
 @dataclass(frozen=True, eq=False)
-class Absolute:
+class Absolute(_Around):
     """|pre| in place of pre: what is kept are magnitudes."""
-
-    inner: Activation
-
-    @property
-    def k(self) -> int | None:
-        return self.inner.k
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return self.inner.tensors
 
     def codes(self, pre_ns: Tensor) -> Codes:
         return self.inner.codes(pre_ns.abs())
 
 
 @dataclass(frozen=True, eq=False)
-class Squash:
+class Squash(_Around):
     """c·tanh(z/c) in place of z: no latent exceeds c."""
 
-    inner: Activation
     cap: float = 1.0
-
-    @property
-    def k(self) -> int | None:
-        return self.inner.k
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return self.inner.tensors
 
     def codes(self, pre_ns: Tensor) -> Codes:
         codes = self.inner.codes(pre_ns)
