@@ -27,14 +27,11 @@ from tests.checkpoints.overcomplete import (
     write_state,
 )
 from tests.foreign_classes import foreign
+from tests.stated import facts_of
 
 
 def read(folder: Path, state: State, **said: Any) -> Sae:
     return read_sae(write_state(folder, state), facts=Facts(said))
-
-
-def facts_of(sae: Sae) -> dict[str, tuple[Any, str]]:
-    return {fact.name: (fact.value, fact.source) for fact in sae.record.facts}
 
 
 def asked(folder: Path, state: State, **said: Any) -> dict[str, str]:

@@ -11,8 +11,8 @@ import torch
 from saebench.errors import SpecError, WeightsError
 from saebench.formats import read_sae
 from saebench.formats.facts import Facts
-from saebench.specs import SaeSpec, WeightsSpec
 from tests.checkpoints.patchsae import CONFIG, PATCHSAE, as_dict, saved, state
+from tests.stated import read_stated
 
 GATED = {"r_mag": torch.zeros(16), "b_mag": torch.zeros(16)}
 
@@ -64,16 +64,8 @@ def test_a_clip_of_their_own_is_noted(tmp_path: Path) -> None:
 
 def test_the_other_family_cannot_be_stated(tmp_path: Path) -> None:
     path = saved(PATCHSAE)(tmp_path, CONFIG, state())
-    spec = SaeSpec(
-        name="one",
-        path=str(tmp_path / "one.toml"),
-        backbone="b",
-        site="s",
-        weights=WeightsSpec(file=path.name),
-        format="prisma",
-    )
     with pytest.raises(SpecError, match="is 'patchsae' by its content"):
-        read_sae(path, spec)
+        read_stated(path, "prisma")
 
 
 @pytest.mark.parametrize(

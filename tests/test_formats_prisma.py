@@ -13,7 +13,7 @@ from saebench.errors import SpecError, WeightsError
 from saebench.formats import read_sae
 from saebench.formats.facts import Facts, MissingFacts
 from saebench.inputs import LayerNorm
-from saebench.specs import SaeSpec, WeightsSpec
+from saebench.specs import SaeSpec
 from tests.checkpoints import D, S, inputs
 from tests.checkpoints.prisma import (
     CONFIG,
@@ -28,20 +28,9 @@ from tests.checkpoints.prisma import (
     state,
 )
 from tests.foreign_classes import foreign
+from tests.stated import entry_of
 
 RELU = {**CONFIG, "normalize_activations": "none"}
-
-
-def stated(path: Path, name: str, **semantics: Any) -> SaeSpec:
-    return SaeSpec(
-        name="one",
-        path=str(path.parent / "one.toml"),
-        backbone="b",
-        site="s",
-        weights=WeightsSpec(file=path.name),
-        format=name,
-        semantics=semantics,
-    )
 
 
 def asked(path: Path, spec: SaeSpec | None = None) -> set[str]:
@@ -72,11 +61,11 @@ def test_config_json_completes_a_pickled_configuration(tmp_path: Path) -> None:
 
 def test_a_state_dict_alone_asks_for_everything(tmp_path: Path) -> None:
     path = alone(tmp_path, {}, state())
-    assert asked(path, stated(path, "prisma")) == {"row_norm", "activation"}
-    topk = stated(path, "prisma", activation="topk", row_norm="sqrt_d")
+    assert asked(path, entry_of(path, "prisma")) == {"row_norm", "activation"}
+    topk = entry_of(path, "prisma", activation="topk", row_norm="sqrt_d")
     assert asked(path, topk) == {"k"}
     (tmp_path / "config.json").write_text("{}")  # one that says nothing gives no default either
-    assert asked(path, stated(path, "prisma")) == {"row_norm", "activation"}
+    assert asked(path, entry_of(path, "prisma")) == {"row_norm", "activation"}
 
 
 def test_topk_without_k_asks(tmp_path: Path) -> None:
@@ -93,8 +82,8 @@ def test_a_configuration_that_does_not_tell_whose_it_is(
         read_sae(path)
     x_nd = inputs(D)
     given = {} if "activation_fn_str" in cfg else {"activation": "relu", "row_norm": "layer_norm"}
-    prisma = read_sae(path, stated(path, "prisma", **given))
-    other = read_sae(path, stated(path, "patchsae"))
+    prisma = read_sae(path, entry_of(path, "prisma", **given))
+    other = read_sae(path, entry_of(path, "patchsae"))
     assert torch.equal(prisma.encode(x_nd).dense(), other.encode(x_nd).dense()) == (not given)
 
 

@@ -12,9 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from saebench.activations import Squash, TopK
 from saebench.errors import SpecError, WeightsError
-from saebench.formats import read_sae
-from saebench.saes import Sae
-from saebench.specs import SaeSpec, WeightsSpec
 from tests.checkpoints import D, S, inputs
 from tests.checkpoints.saelens import (
     METADATA,
@@ -26,23 +23,8 @@ from tests.checkpoints.saelens import (
     tensors_of,
     write,
 )
-
-
-def read(path: Path, stated: str | None = None, **semantics: Any) -> Sae:
-    spec = SaeSpec(
-        name="one",
-        path=str(path.parent / "one.toml"),
-        backbone="b",
-        site="s",
-        weights=WeightsSpec(file=path.name),
-        format=stated,
-        semantics=semantics,
-    )
-    return read_sae(path, spec)
-
-
-def facts_of(sae: Sae) -> dict[str, tuple[Any, str]]:
-    return {fact.name: (fact.value, fact.source) for fact in sae.record.facts}
+from tests.stated import facts_of
+from tests.stated import read_stated as read
 
 
 def test_where_each_fact_came_from(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from saebench.errors import SpecError, WeightsError
 from saebench.formats import read_sae
-from saebench.specs import SaeSpec, WeightsSpec
 from tests.checkpoints import D, S, inputs
 from tests.checkpoints.sparsify import CONFIG, tensors, write
+from tests.stated import facts_of, read_stated
 
 
 def weights(**more: Any) -> dict[str, Any]:
@@ -22,24 +22,8 @@ def weights(**more: Any) -> dict[str, Any]:
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def spec(path: Path, **semantics: Any) -> SaeSpec:
-    return SaeSpec(
-        name="one",
-        path=str(path.parent / "one.toml"),
-        backbone="b",
-        site="s",
-        weights=WeightsSpec(file=path.name),
-        semantics=semantics,
-    )
-
-
-def facts_of(path: Path, **semantics: Any) -> dict[str, tuple[Any, str]]:
-    record = read_sae(path, spec(path, **semantics)).record
-    return {fact.name: (fact.value, fact.source) for fact in record.facts}
-
-
 def test_where_each_fact_came_from(tmp_path: Path) -> None:
-    assert facts_of(write(tmp_path, CONFIG, weights())) == {
+    assert facts_of(read_stated(write(tmp_path, CONFIG, weights()))) == {
         "k": (4, "cfg.json"),
         "activation": ("topk", "cfg.json"),
         "transcode": (False, "cfg.json"),
@@ -49,7 +33,7 @@ def test_where_each_fact_came_from(tmp_path: Path) -> None:
 
 
 def test_a_transcoder_subtracts_nothing_and_keeps_its_decoder_free(tmp_path: Path) -> None:
-    found = facts_of(write(tmp_path, {**CONFIG, "transcode": True}, weights()))
+    found = facts_of(read_stated(write(tmp_path, {**CONFIG, "transcode": True}, weights())))
     assert found["pre_bias"][0] is False
     assert found["decoder_norm"][0] == "free"
 
@@ -60,11 +44,11 @@ def test_without_cfg_what_it_says_is_asked_for_at_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"does not say: k .*; activation .*; transcode"):
         read_sae(path)
     said = {"k": 4, "activation": "topk", "transcode": False}
-    alone = read_sae(path, spec(path, **said))
+    alone = read_stated(path, **said)
     beside = read_sae(write(tmp_path / "all", CONFIG, weights()))
     x_nd = inputs()
     assert torch.equal(alone.encode(x_nd).dense(), beside.encode(x_nd).dense())
-    assert facts_of(path, **said)["k"] == (4, "entry")
+    assert facts_of(read_stated(path, **said))["k"] == (4, "entry")
 
 
 @pytest.mark.parametrize(
@@ -106,9 +90,9 @@ def test_tensors_that_do_not_belong(more: dict[str, Any], said: str, tmp_path: P
 
 def test_what_is_given_must_not_contradict_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, CONFIG, weights())
-    assert read_sae(path, spec(path, k=4)).k == 4
+    assert read_stated(path, k=4).k == 4
     with pytest.raises(SpecError, match=r"k = 8 is entry, and the cfg.json says 4"):
-        read_sae(path, spec(path, k=8))
+        read_stated(path, k=8)
 
 
 def test_the_runs_own_config_says_what_it_was_trained_on(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.checkpoints.visaebench import (
     simple,
     write,
 )
+from tests.stated import facts_of
 
 EYE = {
     "encoder.weight": torch.eye(D),
@@ -35,10 +36,6 @@ X = torch.tensor([[1.0, 0.9999999, 2.0, -1.0, 0.0, 0.5, 1.0, -2.0]])
 
 def read(folder: Path, state: dict[str, Any], config: dict[str, Any] | None, **said: Any) -> Sae:
     return read_sae(write(folder, state, config), facts=Facts(said or INPUT))
-
-
-def facts_of(sae: Sae) -> dict[str, tuple[Any, str]]:
-    return {fact.name: (fact.value, fact.source) for fact in sae.record.facts}
 
 
 def test_where_each_fact_came_from(tmp_path: Path) -> None:
