@@ -1,4 +1,4 @@
-"""Discover-then-Name, mlsae, Gemma Scope, Goodfire and saeco: what each refuses and asks for."""
+"""Discover-then-Name, mlsae, Gemma Scope and Goodfire: what each refuses and asks for."""
 
 from __future__ import annotations
 
@@ -113,19 +113,9 @@ def test_a_strange_array_of_gemma_scope(tmp_path: Path) -> None:
         read_sae(npz(tmp_path, {**language.gemma(), "scaling_factor": np.ones(D)}))
 
 
-# --- Goodfire and saeco -------------------------------------------------------------------------
+# --- Goodfire -----------------------------------------------------------------------------------
 
 
 def test_a_strange_tensor_of_goodfire(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no place for: k"):
         read_sae(torch_file(tmp_path, {**language.goodfire(), "k": torch.ones(1)}))
-
-
-def test_saeco_is_recognised_and_refused(tmp_path: Path) -> None:
-    path = tmp_path / "18001.weights.safetensors"  # a torch pickle, whatever it is called
-    torch.save({"models.0.decoder.weight": torch.zeros(D, S)}, path)
-    reference = {"class_ref": {"module": "saeco.architectures.vanilla"}, "config": {}}
-    (tmp_path / "18001.arch_ref").write_text(json.dumps(reference))
-    with pytest.raises(WeightsError, match=r"18001\.arch_ref.*checkpoint of saeco") as caught:
-        read_sae(path)
-    assert "write_sae" in caught.value.hint
