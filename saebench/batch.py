@@ -20,6 +20,7 @@ import torch
 
 from saebench.codes import Codes, Frame
 from saebench.errors import Mismatch, NonFiniteError, SaebenchError, UsageError, is_out_of_memory
+from saebench.finite import all_finite
 from saebench.metrics.bootstrap import poisson_weights
 
 if TYPE_CHECKING:
@@ -254,13 +255,6 @@ class SaeBatch:
             if replaced in ("sae_tokens", kind):
                 acts_btd[:, layout[kind]] = recon_btd[:, part].to(acts_btd.dtype)
         return images.backbone.resume(root.site, acts_btd, capture.state)
-
-
-def all_finite(x: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite."""
-    # A sum is non-finite if any term is: one pass, no mask of the size of x. It may overflow for
-    # finite terms, so only then is every element looked at.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def check_finite(x: torch.Tensor, backbone: Backbone, site: str, image: str) -> None:

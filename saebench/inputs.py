@@ -27,17 +27,16 @@ class RowNorm(Protocol):
 class LayerNorm:
     """u = (x − mean(x)) / (std(x) + eps), back: û·std + mean: not an exact inverse, by eps.
 
-    SAELens, ViT-Prisma, OpenAI, mlsae, MSAE and MonoLoss divide by the unbiased deviation (d − 1)
-    and add 1e-5; saeco takes the biased one and 1e-7.
+    With the unbiased deviation (d − 1), as SAELens, ViT-Prisma, OpenAI, mlsae, MSAE and MonoLoss
+    take it; all add 1e-5.
     """
 
     eps: float = 1e-5
-    unbiased: bool = True
 
     def __call__(self, x_nd: Tensor) -> tuple[Tensor, Frame]:
         shift_n = x_nd.mean(dim=1)
         u_nd = x_nd - shift_n[:, None]
-        std_n = u_nd.std(dim=1, correction=1 if self.unbiased else 0)
+        std_n = u_nd.std(dim=1, correction=1)
         return u_nd / (std_n + self.eps)[:, None], Frame(std_n, shift_n)
 
 

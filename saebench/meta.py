@@ -20,7 +20,7 @@ from torch import Tensor
 from saebench.codes import Codes, Frame
 from saebench.errors import Mismatch
 from saebench.record import Record
-from saebench.saes import TILE_BYTES, Sae, weighted_rows
+from saebench.saes import TILE_BYTES, Sae, no_frame, weighted_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +102,13 @@ class MetaSae:
         return Codes.from_dense(z_ns, replace(frame, skip_nd=added_nd))
 
     def decode(self, codes: Codes) -> Tensor:
-        """x̂ [n d] in raw activation space."""
+        """x̂ [n d] in raw activation space.
+
+        Errors: UsageError for codes without their frame: what the SAE above adds is in it.
+        """
         u_nd = weighted_rows(codes, self._unscaled_sd) + self.below.b_dec_d
+        if codes.n_rows and codes.frame is None:
+            raise no_frame()
         if codes.frame is not None:
             u_nd = codes.frame.undo(u_nd)
         return self.below.scaling.undo(u_nd)

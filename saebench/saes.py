@@ -24,7 +24,8 @@ from torch.nn.functional import embedding_bag
 
 from saebench.activations import Activation, GroupMax
 from saebench.codes import Codes, Frame
-from saebench.errors import UsageError, WeightsError
+from saebench.errors import NonFiniteError, UsageError, WeightsError
+from saebench.finite import all_finite
 from saebench.inputs import Scaling
 from saebench.moving import moved
 from saebench.record import Record
@@ -69,7 +70,7 @@ class Coder(Protocol):
     def decode(self, codes: Codes) -> Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sae:
     """Weights float32 on one device. Errors: WeightsError (shapes that disagree, NaN, infinity).
 
@@ -104,6 +105,13 @@ class Sae:
             raise WeightsError(f"the input scale is {scale}, not a finite number other than 0")
         if isinstance(scale, Tensor) and not scale.all():
             raise WeightsError("the input scale is 0 in some dimension")
+
+    def __repr__(self) -> str:
+        parts = [self.architecture, f"{self.d_model} -> {self.d_sae}"]
+        parts += [f"k={self.k}"] if self.k is not None else []
+        parts += ["transcoder"] if self.transcoder else []
+        parts += [f"format={self.record.format}"] if self.record.format else []
+        return f"Sae({', '.join(parts)})"
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -177,6 +185,8 @@ class Sae:
         """Codes of raw activations x [n d], any n; on the device of the weights.
 
         At most `tile_bytes` of pre-activations are held at once.
+        Errors: UsageError for another shape; NonFiniteError, since a comparison with NaN is false
+        and would leave an empty code that looks like an answer.
         """
         if x_nd.ndim != 2 or x_nd.shape[1] != self.d_model:
             raise UsageError(
@@ -185,6 +195,8 @@ class Sae:
             )
         if x_nd.shape[0] == 0:
             return Codes.empty(0, self.d_sae, x_nd.device)
+        if not all_finite(x_nd):
+            raise NonFiniteError("x holds NaN or infinite values", "look at what computed it")
         rows = max(1, min(cached_rows(self.d_sae), tile_bytes // (4 * self.d_sae)))
         return Codes.cat([self._encode(tile_nd) for tile_nd in x_nd.split(rows)])
 
@@ -208,11 +220,16 @@ class Sae:
         if codes.frame is not None:
             u_nd = codes.frame.undo(u_nd)
         elif codes.n_rows and (self.scaling.rows is not None or self.skip_dd is not None):
-            raise UsageError(
-                "these codes do not hold what their rows were normalised by",
-                "take the codes that encode gives, or Codes.from_dense(z, frame=codes.frame)",
-            )
+            raise no_frame()
         return self.scaling.undo(u_nd)
+
+
+def no_frame() -> UsageError:
+    """Codes that do not hold what decoding them takes beside them (`codes.Frame`)."""
+    return UsageError(
+        "these codes do not hold what their rows were normalised by",
+        "take the codes that encode gives, or Codes.from_dense(z, frame=codes.frame)",
+    )
 
 
 def weighted_rows(codes: Codes, W_sd: Tensor) -> Tensor:

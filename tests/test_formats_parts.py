@@ -52,7 +52,7 @@ def with_trunk() -> Sae:
 
 
 MADE: dict[str, Callable[[], Sae]] = {
-    "layer norm": lambda: replace(make("relu"), scaling=Scaling(rows=LayerNorm(1e-7, False))),
+    "layer norm": lambda: replace(make("relu"), scaling=Scaling(rows=LayerNorm(1e-7))),
     "length": lambda: replace(
         make("topk", pre_bias=True),
         scaling=Scaling(numbers(D, seed=8), numbers(D, seed=7).abs() + 0.1, Length(1.0)),

@@ -66,6 +66,15 @@ def test_tiles_and_single_rows_change_nothing() -> None:
     assert meta.encode(X[:0]).n_rows == 0
 
 
+def test_codes_without_their_frame_are_not_decoded() -> None:
+    meta = MetaSae(make("topk", pre_bias=True), above())
+    codes = meta.encode(X)
+    again = Codes.from_dense(codes.dense(), frame=codes.frame)
+    torch.testing.assert_close(meta.decode(again), meta.decode(codes))
+    with pytest.raises(UsageError, match="what their rows were normalised by"):
+        meta.decode(Codes.from_dense(codes.dense()))
+
+
 def test_an_sae_that_normalises_rows_cannot_sit_on_a_decoder() -> None:
     with pytest.raises(Mismatch, match="normalises its rows"):
         MetaSae(make("relu"), above(rows=LayerNorm()))

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from saebench.activations import Activation, Gated, Threshold, TopK
-from saebench.errors import WeightsError
+from saebench.errors import NonFiniteError, WeightsError
+from saebench.finite import all_finite
 from saebench.inputs import Scaling
 from saebench.saes import Sae, affine
 
@@ -109,6 +110,24 @@ def test_thresholds_are_strict(theta: torch.Tensor) -> None:
     sae = Sae(identity, torch.zeros(2), identity, torch.zeros(2), Threshold(theta), "jumprelu")
     codes = sae.encode(torch.tensor([[0.5, 0.5625]]))
     assert codes.indices_m.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused(name: str, bad: float) -> None:
+    x_nd = numbers(N, D, seed=9)
+    x_nd[3, 2] = bad
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        make(name).encode(x_nd)
+
+
+def test_large_activations_are_finite() -> None:
+    x_nd = torch.full((2, D), 3e38)  # whose sum is not
+    assert all_finite(x_nd)
+
+
+def test_what_an_sae_is_in_a_line() -> None:
+    assert repr(make("topk")) == "Sae(topk, 8 -> 24, k=5)"
 
 
 def test_no_rows() -> None:
