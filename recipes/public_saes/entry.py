@@ -81,8 +81,7 @@ def toml(entry: Entry) -> str:
         *_open(("filename", "configuration"), entry),
     ]
     if "hub" in entry.weights:
-        still = "sha256" if "revision" in entry.weights else "revision, sha256"
-        lines.append(f"# not known: {still} (locked at first use)")
+        lines.append("# not known: revision, sha256 (locked at first use)")
     else:
         lines.append("# not known: sha256")
     if entry.beside:

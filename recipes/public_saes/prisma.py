@@ -87,7 +87,6 @@ _SPATIAL = """
  7  984.19  984.1376953125-99
  8  965.12  965.125-99
  9  854.92  854.891540527344-99
-10   90.04  90.03951-72
 11  829.09  829.0498046875-99
 """
 _OF_DINO = """
@@ -105,15 +104,15 @@ _OF_DINO = """
 11  1085  1085-99
 """
 
-# Files that were looked up: (kind, layer) -> file, and the commit it was seen at ("": not noted).
+# Files whose names public code or pages have: (kind, layer) -> file.
 _SEEN = {
-    ("resid", 0): ("n_images_2600058.pt", ""),
-    ("resid", 8): ("n_images_2600058.pt", "cc45aa71fcf004d1bc5a103677f927d70a9ddd81"),
-    ("resid", 9): ("n_images_2600058.pt", "9ec4ff364c08d2413b59e8e87b55c07bd4f1096a"),
-    ("resid", 10): ("n_images_2600058.pt", "15fc6e2dbdfcd267246c685476a0973d17dfabe1"),
-    ("mlp", 10): ("weights.pt", "b46d6e9d6c114a53364c5c172ea5023e0e52d4e2"),
-    ("topk", 9): ("weights.pt", ""),
-    ("topk", 11): ("weights.pt", "73611b78df558947515c213b56be74c3b2be91f0"),
+    ("resid", 0): "n_images_2600058.pt",
+    ("resid", 8): "n_images_2600058.pt",
+    ("resid", 9): "n_images_2600058.pt",
+    ("resid", 10): "n_images_2600058.pt",
+    ("mlp", 10): "weights.pt",
+    ("topk", 9): "weights.pt",
+    ("topk", 11): "weights.pt",
 }
 _DEFAULT = (("resid", 10), ("mlp", 10), ("topk", 11))
 
@@ -218,12 +217,10 @@ def _of_dino() -> Iterator[Entry]:
 def _as_seen(entry: Entry, kind: str, layer: int) -> Entry:
     if (kind, layer) not in _SEEN:
         return entry
-    file, commit = _SEEN[kind, layer]
-    revision = {"revision": commit} if commit else {}
     return replace(
         entry,
         suite="default" if (kind, layer) in _DEFAULT else "full",
-        weights={**entry.weights, **revision, "filename": file},
+        weights={**entry.weights, "filename": _SEEN[kind, layer]},
         unknown={key: why for key, why in entry.unknown.items() if key != "filename"},
     )
 
