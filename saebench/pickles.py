@@ -7,13 +7,18 @@ built of it. Operations of protocols before 2, and of extensions, do not exist h
 What a hostile pickle can still do is be large. So steps are counted, lengths are held against the
 bytes that are there, keys are plain (hashing a nested tuple may take forever), and what comes out
 is bounded when written out in full, however often its parts are shared.
+
+A pickle may hold gigabytes of weights. It is read from its file as it is run, and bytes inside it
+are a `Span`: where they are, for whoever wants them.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 MOST_STEPS = 2_000_000  # a state dict takes some thousands, a list in a configuration one an item
 MOST_SHARED = 100_000  # of what is handed to functions, beside what the file is long
@@ -31,6 +36,35 @@ class ForeignName(Exception):
 
 class Damaged(ValueError):
     """A file that is damaged, or that says what no library writes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Bytes of a file, from `start` to `end`, which are read when they are wanted."""
+
+    file: BinaryIO
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> Span:
+        return cls(io.BytesIO(data), 0, len(data))
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def part(self, at: int, n: int) -> Span:
+        """n bytes from the place `at` in it. Errors: Damaged where it has fewer."""
+        if n > len(self) - at:
+            raise Damaged("a pickle that ends too early")
+        return Span(self.file, self.start + at, self.start + at + n)
+
+    def read(self) -> bytes:
+        """Errors: Damaged where the file is shorter."""
+        self.file.seek(self.start)
+        if len(data := self.file.read(len(self))) < len(self):
+            raise Damaged("a file that ends too early")
+        return data
 
 
 class Stub:
@@ -55,17 +89,17 @@ Errors: LookupError for a name that is not known.
 
 
 def loads(
-    data: bytes | memoryview,
+    data: Span,
     names: Names,
     stored: Callable[[Any], Any] | None = None,
-    start: int = 0,
+    at: int = 0,
 ) -> tuple[Any, int]:
-    """The value of the pickle at `start`, and where it ends.
+    """The value of the pickle at a place in `data`, and the place where it ends.
 
     `stored` gives what a reference to something outside the pickle stands for.
     Errors: ForeignName, Damaged.
     """
-    machine = _Machine(memoryview(data), names, stored, start)
+    machine = _Machine(data, names, stored, at)
     try:
         value = machine.run()
         bounded(value)
@@ -135,15 +169,15 @@ _LONG = 0x8A
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _GETS = {ord("h"): 1, ord("j"): 4}
 _PUTS = {ord("q"): 1, ord("r"): 4}
-_SIZED = (str, bytes, memoryview, list, tuple, dict, set)
+_SIZED = (str, Span, list, tuple, dict, set)
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocol 2 writes them
 
 
 class _Machine:
     def __init__(
-        self, data: memoryview, names: Names, stored: Callable[[Any], Any] | None, start: int
+        self, data: Span, names: Names, stored: Callable[[Any], Any] | None, at: int
     ) -> None:
-        self.data, self.names, self.stored, self.at = data, names, stored, start
+        self.data, self.names, self.stored, self.at = data, names, stored, at
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.granted: dict[int, Any] = {}  # by identity
@@ -158,19 +192,22 @@ class _Machine:
             self.do(operation)
         raise Damaged(f"a pickle of more than {MOST_STEPS:,} steps")
 
-    def take(self, n: int) -> memoryview:
-        """The next n bytes."""
-        end = self.at + n
-        if end > len(self.data):
-            raise Damaged("a pickle that ends too early")
-        self.at, part = end, self.data[self.at : end]
+    def span(self, n: int) -> Span:
+        """Where the next n bytes are."""
+        part = self.data.part(self.at, n)
+        self.at += n
         return part
+
+    def take(self, n: int) -> bytes:
+        """The next n bytes."""
+        return self.span(n).read()
 
     def length(self, n: int) -> int:
         return int.from_bytes(self.take(n), "little")
 
     def line(self) -> str:
-        end = bytes(self.data[self.at : self.at + 1000]).find(b"\n")
+        rest = len(self.data) - self.at
+        end = self.data.part(self.at, min(rest, 1000)).read().find(b"\n")
         if end < 0:
             raise Damaged("a pickle that ends too early")
         return str(self.take(end + 1)[:-1], "utf-8")
@@ -203,7 +240,7 @@ class _Machine:
         elif op == _LONG:
             stack.append(int.from_bytes(self.take(self.length(1)), "little", signed=True))
         elif op in _BYTES:
-            stack.append(self.take(self.length(_BYTES[op])))
+            stack.append(self.span(self.length(_BYTES[op])))
         elif op == ord("("):
             stack.append(_MARK)
         elif op in _TUPLES:

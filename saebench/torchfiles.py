@@ -6,7 +6,8 @@
 
 `torch.load(weights_only=True)` reads the first two. It builds kinds of tensors that weights never
 are (sparse, quantised, without values), takes memory for whatever size a file claims, and cannot
-look into the third. Here a tensor is a view of a storage that is in the file, whole, and no more.
+look into the third. Here a tensor is a view of a storage that is in the file, whole, and no more:
+the storages are read into their place, and nothing else of the file is held.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from saebench.archives import ZIP, members, stored_at
-from saebench.pickles import Damaged, Names, a, loads, plain_key
+from saebench.pickles import Damaged, Names, Span, a, loads, plain_key
 
 LARGEST_PICKLE = 64 * 2**20  # bytes of the pickle beside the storages
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a legacy file begins
@@ -41,27 +42,28 @@ def read_torch(path: Path, names: Names, offset: int = 0) -> Any:
     Dictionaries of any kind are plain ones, parameters plain tensors.
     Errors: ForeignName (it needs code), Damaged, TorchScript, OSError.
     """
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         return _read(file, offset, names)
 
 
-def read_bare(data: bytes, names: Names) -> Any:
+def read_bare(file: BinaryIO, names: Names) -> Any:
     """What `pickle.dump` wrote, or `torch.save`. Errors: as `read_torch`."""
-    if data.startswith((LEGACY, ZIP)):
-        return _read(io.BytesIO(data), 0, names)
+    file.seek(0)
+    if file.read(len(LEGACY)).startswith((LEGACY, ZIP)):
+        return _read(file, 0, names)
 
-    def nested(data: memoryview) -> _Storage:
-        return a(_Storage, _read(io.BytesIO(data), 0, _no_name))
+    def nested(data: Any) -> _Storage:
+        return a(_Storage, _legacy(a(Span, data), _either(TENSORS, _no_name)))
 
-    return loads(
-        data, _either({"torch.storage._load_from_bytes": nested}, _either(TENSORS, names))
-    )[0]
+    known = _either({"torch.storage._load_from_bytes": nested}, _either(TENSORS, names))
+    return loads(Span(file, 0, file.seek(0, io.SEEK_END)), known)[0]
 
 
-def _read(file: Any, start: int, names: Names) -> Any:
+def _read(file: BinaryIO, start: int, names: Names) -> Any:
+    data = Span(file, start, file.seek(0, io.SEEK_END))
     file.seek(start)
-    read = _archive if file.read(4) == ZIP else _legacy
-    return read(file, start, _either(TENSORS, names))
+    read = _archive if file.read(len(ZIP)) == ZIP else _legacy
+    return read(data, _either(TENSORS, names))
 
 
 def _either(known: Mapping[str, Any], names: Names) -> Names:
@@ -75,11 +77,12 @@ def _no_name(name: str) -> Any:
 # --- containers ---
 
 
-def _archive(file: Any, start: int, names: Names) -> Any:
+def _archive(data: Span, names: Names) -> Any:
+    file = data.file
     found = members(file)
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in found):
         raise TorchScript
-    _check_size(file, start, sum(info.file_size for info in found.values()))
+    _check_size(data, sum(info.file_size for info in found.values()))
     folders = [name.removesuffix("data.pkl") for name in found if name.endswith("/data.pkl")]
     if len(folders) != 1:
         raise Damaged(f"an archive with {len(folders)} data.pkl: not one of torch.save")
@@ -89,7 +92,9 @@ def _archive(file: Any, start: int, names: Names) -> Any:
         """[bytes] uint8."""
         if (info := found.get(folder + name)) is None:
             raise Damaged(f"the archive lacks {folder + name!r:.80}")
-        return _filled(file, stored_at(file, info), info.file_size)
+        tensor = torch.empty(info.file_size, dtype=torch.uint8)
+        _fill(file, stored_at(file, info), tensor)
+        return tensor
 
     if f"{folder}byteorder" in found and bytes(read("byteorder")) != b"little":
         raise Damaged("its numbers are big-endian")
@@ -101,16 +106,15 @@ def _archive(file: Any, start: int, names: Names) -> Any:
             storages[key] = read(f"data/{key}")
         return _storage(storages[key], dtype, n_bytes)
 
-    return loads(read("data.pkl").numpy().data, names, stored)[0]
+    return loads(Span.of(read("data.pkl").numpy().data), names, stored)[0]
 
 
-def _legacy(file: Any, start: int, names: Names) -> Any:
-    file.seek(start)
-    head = file.read(LARGEST_PICKLE)
-    if not head.startswith(LEGACY):
+def _legacy(data: Span, names: Names) -> Any:
+    head = data.part(0, min(len(data), LARGEST_PICKLE))
+    if head.part(0, min(len(head), len(LEGACY))).read() != LEGACY:
         raise Damaged("a pickle that torch.save did not write")
-    version, at = loads(head, _no_name, start=len(LEGACY))
-    system, at = loads(head, _no_name, start=at)
+    version, at = loads(head, _no_name, at=len(LEGACY))
+    system, at = loads(head, _no_name, at=at)
     if version != _VERSION or a(dict, system).get("little_endian") is not True:
         raise Damaged("a legacy file of torch of an unknown kind")
     claimed = 0
@@ -122,35 +126,27 @@ def _legacy(file: Any, start: int, names: Names) -> Any:
         dtype, key, n_bytes = _referred(reference)
         if key not in storages:
             claimed += n_bytes
-            _check_size(file, start, claimed)
+            _check_size(data, claimed)
             storages[key], widths[key] = torch.empty(n_bytes, dtype=torch.uint8), dtype.itemsize
         return _storage(storages[key], dtype, n_bytes)
 
     value, at = loads(head, names, stored, at)
-    keys, at = loads(head, _no_name, start=at)
+    keys, at = loads(head, _no_name, at=at)
     if sorted(a(str, key) for key in a(list, keys)) != sorted(storages):
         raise Damaged("a legacy file of torch whose storages are not those of its tensors")
-    at += start
     for key in keys:
-        file.seek(at)
-        n = int.from_bytes(file.read(8), "little")
+        n = int.from_bytes(data.part(at, 8).read(), "little")
         if n * widths[key] != len(storages[key]):
             raise Damaged(f"a storage of {n:,} values where {len(storages[key]):,} bytes belong")
-        _fill(file, at + 8, storages[key])
+        _fill(data.file, data.part(at + 8, len(storages[key])).start, storages[key])
         at += 8 + len(storages[key])
     return value
 
 
-def _check_size(file: Any, start: int, claimed: int) -> None:
+def _check_size(data: Span, claimed: int) -> None:
     """Errors: Damaged where more is promised than the file has: no memory is taken for it."""
-    if claimed > (size := file.seek(0, io.SEEK_END) - start):
-        raise Damaged(f"it has {size:,} bytes, and says that it holds {claimed:,}")
-
-
-def _filled(file: Any, at: int, n: int) -> Tensor:
-    tensor = torch.empty(n, dtype=torch.uint8)
-    _fill(file, at, tensor)
-    return tensor
+    if claimed > len(data):
+        raise Damaged(f"it has {len(data):,} bytes, and says that it holds {claimed:,}")
 
 
 def _fill(file: Any, at: int, tensor: Tensor) -> None:
@@ -226,11 +222,11 @@ def _dictionary(items: Any = None) -> dict[Any, Any]:
     return {} if items is None else dict(a(dict, items))
 
 
-def _bytes(text: Any, encoding: Any) -> bytes:
+def _bytes(text: Any, encoding: Any) -> Span:
     """Bytes, as protocol 2 writes them."""
     if encoding != "latin1":
         raise Damaged("bytes that are encoded in a way that pickles never use")
-    return a(str, text).encode("latin1")
+    return Span.of(a(str, text).encode("latin1"))
 
 
 _DTYPES = {

@@ -43,6 +43,7 @@ LARGEST_YAML = 2**18  # PyYAML reads some hundred kilobytes a second
 LARGEST_RATIO = 20  # of bytes decompressed to bytes stored; weights hardly compress
 SMALL = 64 * 2**20  # bytes that may be decompressed whatever the ratio
 LARGEST_PICKLE = 16 * 2**30
+PIECE = 2**20  # bytes that are decompressed at once
 LONGEST_NAME = 200
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "BOOL": 8} | {
     f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)
@@ -260,8 +261,12 @@ def _array(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
             raise Damaged(
                 f"{name} says it is {list(shape)!r:.80} of {dtype}, and has {size:,} bytes"
             )
-        flat = np.frombuffer(bytearray(file.read()), dtype)
-    array = flat.reshape(shape, order="F" if fortran else "C")
+        # By pieces: `readinto` of an archive's member reads all of it first, and copies it then.
+        raw = np.empty(n_bytes, np.uint8)
+        for at in range(0, n_bytes, PIECE):
+            part = file.read(min(PIECE, n_bytes - at))
+            raw[at : at + len(part)] = np.frombuffer(part, np.uint8)
+    array = raw.view(dtype).reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
 
 
@@ -272,22 +277,26 @@ def read_pickle(path: Path) -> Any:
     """A pickle, perhaps inside gzip. Errors: WeightsError."""
     if (size := path.stat().st_size) > LARGEST_PICKLE:
         raise WeightsError(
-            f"{path} is a pickle of {size:,} bytes, which would all be held in memory",
+            f"{path} is a pickle of {size:,} bytes: no SAE's is so large",
             "save it with torch.save, or as safetensors",
         )
-    data = path.read_bytes()
-    return pickles.read_bare(_gunzipped(path, data) if data.startswith(GZIP) else data, path)
+    if first_bytes(path).startswith(GZIP):
+        return pickles.read_bare(_gunzipped(path), path)
+    with path.open("rb") as file:
+        return pickles.read_bare(file, path)
 
 
-def _gunzipped(path: Path, data: bytes) -> bytes:
-    most = _most(len(data))
+def _gunzipped(path: Path) -> io.BytesIO:
+    """All of it: a pickle is not read from its start to its end in one go."""
+    most, found = _most(stored := path.stat().st_size), io.BytesIO()
     try:
-        with gzip.open(io.BytesIO(data)) as file:
-            found = file.read(most + 1)
+        with gzip.open(path) as file:
+            while (part := file.read(PIECE)) and found.tell() <= most:
+                found.write(part)
     except (OSError, EOFError, zlib.error) as error:
         raise pickles.damaged(path, error) from None
-    if len(found) > most:
-        raise _bomb(path, len(data), len(found))
+    if (size := found.tell()) > most:
+        raise _bomb(path, stored, size)
     return found
 
 

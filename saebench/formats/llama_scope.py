@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saebench.activations import Activation, Threshold, TopK
@@ -50,17 +51,18 @@ def read(content: Content, facts: Facts) -> Sae:
     activation, architecture = _activation(config, facts)
     scaling, f_in, f_out = _norms(config, transcoder, facts)
     by_norms = _flag(config, "sparsity_include_decoder_norm")
-    facts.known("decoder_norm", "unit" if by_norms else "free", _CONFIG)
     facts.settle()
     biases = ("decoder.bias",) if has_bias else ()
     found = weights(content.objects, (*_NEEDED, *biases), what="an SAE of Llama Scope")
     _check_shapes(found, config)
-    W_enc_ds, b_enc_s = found["encoder.weight"].T, found["encoder.bias"] / f_in
-    W_dec_sd = found["decoder.weight"].T * (f_in / f_out)
+    W_enc_ds, b_enc_s = found.pop("encoder.weight").T, found["encoder.bias"] / f_in
+    # A copy of its own, as rows: what is held twice is this, and nothing after it.
+    W_dec_sd = found.pop("decoder.weight").T.clone(memory_format=torch.contiguous_format)
+    W_dec_sd *= f_in / f_out
     if by_norms:
         norm_s = W_dec_sd.norm(dim=1)
         W_enc_ds, b_enc_s = W_enc_ds * norm_s, b_enc_s * norm_s
-        W_dec_sd = W_dec_sd / norm_s[:, None]
+        W_dec_sd /= norm_s[:, None]
     b_dec_d = found["decoder.bias"] / f_out if has_bias else W_dec_sd.new_zeros(W_dec_sd.shape[1])
     return Sae(
         W_enc_ds=W_enc_ds,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from saebench import torchfiles
 from saebench.errors import WeightsError
-from saebench.pickles import Damaged, ForeignName, Stub
+from saebench.pickles import Damaged, ForeignName, Span, Stub, a
 
 # Classes of configurations that are saved whole, whatever module their project had them in.
 _CONFIG_CLASSES = frozenset(
@@ -45,7 +45,7 @@ class NumpyDtype:
         self.order = state[1]
 
 
-def numpy_number(dtype: Any, data: Any = b"") -> float | int:
+def numpy_number(dtype: Any, data: Any = None) -> float | int:
     """A NumPy number as Python's own: MSAE saves one among its tensors."""
     kinds = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i"}
     if (
@@ -54,7 +54,7 @@ def numpy_number(dtype: Any, data: Any = b"") -> float | int:
         or dtype.order not in ("<", ">")
     ):
         raise Damaged("a NumPy value that is no number")
-    return struct.unpack(dtype.order + kinds[dtype.code], data)[0]
+    return struct.unpack(dtype.order + kinds[dtype.code], a(Span, data).read())[0]
 
 
 _NAMES: Mapping[str, Any] = {
@@ -77,9 +77,9 @@ def read_torch(path: Path, offset: int = 0) -> Any:
     return _read(path, lambda: torchfiles.read_torch(path, named, offset))
 
 
-def read_bare(data: bytes, where: Path) -> Any:
+def read_bare(file: BinaryIO, where: Path) -> Any:
     """What `pickle.dump` wrote. Errors: WeightsError (needs code, damaged)."""
-    return _read(where, lambda: torchfiles.read_bare(data, named))
+    return _read(where, lambda: torchfiles.read_bare(file, named))
 
 
 def _read(where: Path, read: Callable[[], Any]) -> Any:

@@ -1,4 +1,8 @@
-"""What SAELens multiplies around the matrices of an SAE, made part of the matrices."""
+"""What SAELens multiplies around the matrices of an SAE, made part of the matrices.
+
+New matrices take their places in `floats` one after the other, so that only one is held twice; the
+old ones may be the file's own, mapped, and are never changed.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,33 @@ from saebench.formats.tensors import weights
 WHITENING = "activation_whitening.safetensors"
 FINETUNING = ("scaling_factor", "finetuning_scaling_factor")
 Tensors = dict[str, Tensor]
+_TILE = 256  # rows that are multiplied at once
 
 
 def times_decoder_norms(floats: Tensors) -> Tensors:
     """pre·‖row of W_dec‖ in place of pre, and rows of length 1."""
     norm_s = floats["W_dec"].norm(dim=1).clamp(min=1e-8)  # as the library guards dead rows
-    return {
-        **floats,
-        "W_enc": floats["W_enc"] * norm_s,
-        "b_enc": floats["b_enc"] * norm_s,
-        "W_dec": floats["W_dec"] / norm_s[:, None],
-    }
+    floats["W_enc"] = floats["W_enc"] * norm_s
+    floats["b_enc"] = floats["b_enc"] * norm_s
+    floats["W_dec"] = floats["W_dec"] / norm_s[:, None]
+    return floats
 
 
 def of_raw_x(floats: Tensors, whitening: Tensors) -> Tensors:
     """Matrices that read x − mean and write x̂ − mean, of those that know whitened rows."""
-    M_dd, back_dd = whitening["matrix"].double(), whitening["inverse_matrix"].double()
-    return {
-        **floats,
-        "W_enc": (M_dd @ floats["W_enc"].double()).float(),
-        "W_dec": (floats["W_dec"].double() @ back_dd).float(),
-        "b_dec": (floats["b_dec"].double() @ back_dd).float(),
-    }
+    M_dd, back_dd = whitening["matrix"], whitening["inverse_matrix"]
+    floats["W_enc"] = _product(floats["W_enc"].T, M_dd.T).T
+    floats["W_dec"] = _product(floats["W_dec"], back_dd)
+    floats["b_dec"] = _product(floats["b_dec"][None], back_dd)[0]
+    return floats
+
+
+def _product(rows_nd: Tensor, M_dd: Tensor) -> Tensor:
+    """rows @ M in float64, where a whole matrix would be twice what it is, so by tiles."""
+    M_dd, product_nd = M_dd.double(), torch.empty_like(rows_nd)
+    for rows_td, product_td in zip(rows_nd.split(_TILE), product_nd.split(_TILE), strict=True):
+        product_td.copy_(rows_td.double() @ M_dd)
+    return product_nd
 
 
 def whitening_of(content: Content, d: int) -> Tensors:
@@ -74,4 +83,5 @@ def finetuned(floats: Tensors, said: bool, d_sae: int) -> Tensors:
         )
     if list(scales[0].shape) != [d_sae]:
         raise WeightsError(f"its scaling_factor has shape {list(scales[0].shape)}")
-    return {**floats, "W_dec": floats["W_dec"] * scales[0][:, None]}
+    floats["W_dec"] = floats["W_dec"] * scales[0][:, None]
+    return floats
