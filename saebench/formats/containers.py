@@ -264,8 +264,10 @@ def _array(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
         # By pieces: `readinto` of an archive's member reads all of it first, and copies it then.
         raw = np.empty(n_bytes, np.uint8)
         for at in range(0, n_bytes, PIECE):
-            part = file.read(min(PIECE, n_bytes - at))
-            raw[at : at + len(part)] = np.frombuffer(part, np.uint8)
+            part = file.read(n := min(PIECE, n_bytes - at))
+            if len(part) < n:
+                raise Damaged(f"{name} ends after {at + len(part):,} of {n_bytes:,} bytes")
+            raw[at : at + n] = np.frombuffer(part, np.uint8)
     array = raw.view(dtype).reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(array.astype(dtype.newbyteorder("="), copy=False))
 
