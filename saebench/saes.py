@@ -48,6 +48,7 @@ ARCHITECTURES = (
     "leaky-relu",
     "tanh-relu",
     "matching-pursuit",
+    "orthogonal-matching-pursuit",
 )
 
 

@@ -135,6 +135,8 @@ def test_the_class_is_asked_for_before_what_only_one_of_them_has(tmp_path: Path)
     assert asked(tmp_path, state, k=4) == {"activation": ""}
     assert asked(tmp_path, state, activation="topk") == {"k": ""}
     assert asked(tmp_path, state, activation="matching_pursuit") == {"k": ""}
+    orthogonal = asked(tmp_path, state, activation="orthogonal_matching_pursuit")
+    assert orthogonal == {"k": "", "max_iter": ""}
     assert asked(tmp_path, state, activation="batchtopk") == {"threshold": "threshold"}
     assert asked(tmp_path, state, activation="batchtopk", k=4) == {"threshold": "threshold"}
 
@@ -281,11 +283,13 @@ def test_thresholds_of_another_shape(thresholds: torch.Tensor, tmp_path: Path) -
         read(tmp_path, {**mlp(), **UNIT, "thresholds": thresholds})
 
 
-def test_orthogonal_matching_pursuit_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="one of relu, topk, batchtopk, matching_pursuit"):
+def test_which_pursuit_it_is_is_said_in_full(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="one of relu, topk, batchtopk, matching_pursuit, orthog"):
         read(tmp_path, UNIT, activation="omp", k=3)
-    with pytest.raises(SpecError, match="OMPSAE is not read"):
+    with pytest.raises(SpecError, match="OMPSAE orthogonal_matching_pursuit"):
         read(tmp_path, UNIT)
+    with pytest.raises(SpecError, match="max_iter"):
+        read(tmp_path, UNIT, activation="matching_pursuit", k=3, max_iter=10)
 
 
 def test_a_module_pickled_whole_is_refused_with_what_to_save(tmp_path: Path) -> None:

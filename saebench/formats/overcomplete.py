@@ -5,11 +5,12 @@
          the k largest of h                   TopKSAE, RATopKSAE
          h where h ≥ threshold                BatchTopKSAE, which does not store its threshold
          h where h ≥ exp(thresholds)          JumpSAE, RAJumpSAE: told by their thresholds [s]
-         k steps of matching pursuit over D   MpSAE (saebench.pursuit), whatever encoder it has
+         k steps of matching pursuit over D   MpSAE, whatever encoder it has
+         k of the orthogonal one              OMPSAE, likewise (both: saebench.pursuit)
     x̂  = z @ D
 
-Nothing else tells the classes apart, so that it is asked for. Not read: OMPSAE, QSAE, encoders by
-which tokens see each other, and modules that were pickled whole.
+Nothing else tells the classes apart, so that it is asked for. Not read: QSAE, encoders by which
+tokens see each other, and modules that were pickled whole.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from saebench.formats.content import Content
 from saebench.formats.facts import Facts
 from saebench.formats.overcomplete_parts import Parts
 from saebench.inputs import Scaling
-from saebench.pursuit import MatchingPursuit
+from saebench.pursuit import MatchingPursuit, OrthogonalMatchingPursuit
 from saebench.saes import Sae
 
 NAME = "overcomplete"
 _THRESHOLDS = "thresholds"
-_PURSUIT = "matching_pursuit"
-_KINDS = ("relu", "topk", "batchtopk", _PURSUIT)
+_PURSUIT, _ORTHOGONAL = "matching_pursuit", "orthogonal_matching_pursuit"
+_PURSUITS = (_PURSUIT, _ORTHOGONAL)
+_KINDS = ("relu", "topk", "batchtopk", *_PURSUITS)
 
 
 def recognise(content: Content) -> bool:
@@ -43,17 +45,19 @@ def read(content: Content, facts: Facts) -> Sae:
     if _THRESHOLDS in state:
         kind = facts.known("activation", "jumprelu")
     else:
-        about = "which SAE of overcomplete it is: SAE is relu; OMPSAE is not read"
+        about = f"the SAE of overcomplete: SAE is relu, MpSAE {_PURSUIT}, OMPSAE {_ORTHOGONAL}"
         kind = facts.ask_choice("activation", about, _KINDS)
     read_here = (_THRESHOLDS,) if kind == "jumprelu" else ()
-    parts = overcomplete_parts.ask(state, facts, ignored=read_here, encodes=kind != _PURSUIT)
+    parts = overcomplete_parts.ask(state, facts, ignored=read_here, encodes=kind not in _PURSUITS)
     scaling = facts.may_scale(d=parts.d)
-    if kind == _PURSUIT:
+    if kind in _PURSUITS:
         k = facts.ask_int("k", "its steps of matching pursuit")
+        about = "its steps of gradient descent for each latent"
+        max_iter = facts.ask_int("max_iter", about) if kind == _ORTHOGONAL else None
         if any(name.startswith("encoder.") for name in state):
             facts.note("it has an encoder, which matching pursuit does not use")
         facts.settle()
-        return _pursuit(parts, k, scaling)
+        return _pursuit(parts, k, max_iter, scaling)
     activation = _activation(kind, state.get(_THRESHOLDS), facts)
     facts.settle()
     return overcomplete_parts.assembled(parts, activation, kind, scaling)
@@ -75,15 +79,21 @@ def _activation(kind: str, log_thresholds: Any, facts: Facts) -> Activation:
     return Threshold()
 
 
-def _pursuit(parts: Parts, k: int, scaling: Scaling) -> Sae:
+def _pursuit(parts: Parts, k: int, max_iter: int | None, scaling: Scaling) -> Sae:
+    """`max_iter` is of the orthogonal one alone."""
     D_sd = dictionary.dictionary_of(parts.floats, parts.norm)
+    if max_iter is None:
+        pursuit, architecture = MatchingPursuit(k, D_sd), "matching-pursuit"
+    else:
+        pursuit = OrthogonalMatchingPursuit(k, max_iter, D_sd)
+        architecture = "orthogonal-matching-pursuit"
     return Sae(
         W_enc_ds=D_sd.T,
         b_enc_s=D_sd.new_zeros(D_sd.shape[0]),
         W_dec_sd=D_sd,
         b_dec_d=D_sd.new_zeros(D_sd.shape[1]),
-        activation=MatchingPursuit(k, D_sd),
-        architecture="matching-pursuit",
+        activation=pursuit,
+        architecture=architecture,
         scaling=scaling,
         stored_dtype=parts.stored_dtype,
     )

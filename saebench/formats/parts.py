@@ -25,7 +25,7 @@ from saebench.activations import (
 )
 from saebench.errors import WeightsError
 from saebench.inputs import InTurn, LayerNorm, Length, OneWay, Scaling
-from saebench.pursuit import MatchingPursuit
+from saebench.pursuit import MatchingPursuit, OrthogonalMatchingPursuit
 from saebench.saes import Sae
 from saebench.trunk import Block, Trunk
 
@@ -33,7 +33,7 @@ PARTS: Mapping[str, type] = {
     part.__name__: part
     for part in (
         *(Threshold, TopK, GroupMax, Gated, LeakyReLU, LatentNorm, Absolute, Squash),
-        MatchingPursuit,
+        *(MatchingPursuit, OrthogonalMatchingPursuit),
         *(Scaling, LayerNorm, Length, InTurn, OneWay),
         *(Trunk, Block),
         Sae,

@@ -149,6 +149,22 @@ def pursued(x: np.ndarray, D_sd: np.ndarray, k: int) -> np.ndarray:
     return z
 
 
+def weighed(x: np.ndarray, D_sd: np.ndarray, k: int, max_iter: int) -> np.ndarray:
+    """Orthogonal matching pursuit, row by row: atoms [j d], of x, by projected gradient descent."""
+    z = np.zeros((len(x), len(D_sd)))
+    for x_d, z_s in zip(x, z, strict=True):
+        taken: list[int] = []
+        for _ in range(k):
+            scores = D_sd @ (x_d - z_s @ D_sd)
+            scores[taken] = -np.inf
+            taken.append(int(scores.argmax()))
+            atoms = D_sd[taken]
+            for _ in range(max_iter):
+                slope = atoms @ (z_s[taken] @ atoms - x_d)
+                z_s[taken] = relu(z_s[taken] - slope / np.linalg.norm(atoms @ atoms.T))
+    return z
+
+
 def select(semantics: Mapping[str, Any], state: State, pre: np.ndarray) -> np.ndarray:
     h = relu(pre)
     if "thresholds" in state:
@@ -177,6 +193,8 @@ def _case(name: str, state: State, *, safetensors: bool = False, **semantics: An
         u = (x - mean) / std
         if semantics.get("activation") == "matching_pursuit":
             z = pursued(u, D_sd, semantics["k"])
+        elif semantics.get("activation") == "orthogonal_matching_pursuit":
+            z = weighed(u, D_sd, semantics["k"], semantics["max_iter"])
         else:
             pre = pre_of(state, D_sd, u, residual=semantics.get("residual", False))
             z = select(semantics, state, pre)
@@ -235,6 +253,14 @@ CASES = [
         {**mlp(hidden=(D,)), **dictionary(rows(unit=True), -0.2)},
         activation="matching_pursuit",
         k=4,
+    ),
+    _case("orthogonal", UNIT, activation="orthogonal_matching_pursuit", k=4, max_iter=10),
+    _case(
+        "orthogonal-square",
+        dictionary(rows(D, unit=True), 0.3),
+        activation="orthogonal_matching_pursuit",
+        k=5,
+        max_iter=3,
     ),
     _case("scaled", {**mlp(), **UNIT}, input_mean=[0.5] * D, input_std=2.0, **TOPK),
 ]

@@ -9,9 +9,6 @@ import torch
 
 from tests.interop.common import WIDTH, Forward, random_rows, randomised
 
-matplotlib = pytest.importorskip("matplotlib")
-if not hasattr(matplotlib.cm, "get_cmap"):  # overcomplete 0.3.0 asks for it as it is imported
-    matplotlib.cm.get_cmap = matplotlib.colormaps.__getitem__  # type: ignore[attr-defined]
 overcomplete = pytest.importorskip("overcomplete.sae")
 
 S, K = 128, 12
@@ -24,6 +21,10 @@ CLASSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # its arguments, 
     "RATopKSAE": ({"points": POINTS, "top_k": K}, {"activation": "topk", "k": K}),
     "RAJumpSAE": ({"points": POINTS}, {}),
     "MpSAE": ({"k": K}, {"activation": "matching_pursuit", "k": K}),
+    "OMPSAE": (
+        {"k": K, "max_iter": 7},
+        {"activation": "orthogonal_matching_pursuit", "k": K, "max_iter": 7},
+    ),
 }
 
 

@@ -35,7 +35,17 @@ def test_every_class_as_its_own_forward(name: str, tmp_path: Path) -> None:
     assert_agree(ours, forward_of(sae))
 
 
-@pytest.mark.parametrize("name", ["TopKSAE", "JumpSAE", "MpSAE"])
+def test_no_class_is_forgotten() -> None:
+    sae = overcomplete.SAE
+    exported = {
+        name
+        for name, one in vars(overcomplete).items()
+        if isinstance(one, type) and issubclass(one, sae)
+    }
+    assert exported == {*CLASSES, "QSAE"}
+
+
+@pytest.mark.parametrize("name", ["TopKSAE", "JumpSAE", "MpSAE", "OMPSAE"])
 def test_as_many_latents_as_dimensions(name: str, tmp_path: Path) -> None:
     sae = made(name, WIDTH)
     assert_agree(saved(sae, tmp_path, **said_of(name, sae)), forward_of(sae))
@@ -107,6 +117,54 @@ def test_pursuit_takes_atoms_again(tmp_path: Path) -> None:
     ours = saved(sae, tmp_path, activation="matching_pursuit", k=WIDTH)
     assert (ours.encode(random_rows()).l0_n() < WIDTH).all()
     assert_agree(ours, forward_of(sae))
+
+
+@pytest.mark.parametrize("max_iter", [1, 10, 50])
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_orthogonal_pursuit_as_far_as_its_steps_take_it(
+    k: int, max_iter: int, tmp_path: Path
+) -> None:
+    sae = made("OMPSAE")
+    sae.k, sae.max_iter = k, max_iter
+    said = {**said_of("OMPSAE", sae), "k": k, "max_iter": max_iter}
+    assert_agree(saved(sae, tmp_path, **said), forward_of(sae))
+
+
+def test_which_pursuit_it_is_nothing_but_what_is_said_tells(tmp_path: Path) -> None:
+    """An OMPSAE that is said to be an MpSAE is one."""
+    orthogonal, plain = made("OMPSAE"), made("MpSAE")
+    plain.load_state_dict(orthogonal.state_dict())
+    plain.train()  # which a dictionary has to be in before it can be evaluated
+    assert orthogonal.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(SpecError, match=r"MpSAE matching_pursuit, OMPSAE orthogonal"):
+        saved(orthogonal, tmp_path)
+    ours = saved(orthogonal, tmp_path, **said_of("MpSAE", plain))
+    assert_agree(ours, forward_of(plain))
+    with pytest.raises(AssertionError):
+        assert_agree(ours, forward_of(orthogonal))
+
+
+@pytest.mark.parametrize("encoder", ["linear", "mlp_ln_3"])
+@pytest.mark.parametrize("name", ["MpSAE", "OMPSAE"])
+def test_a_pursuit_does_not_use_its_encoder(name: str, encoder: str, tmp_path: Path) -> None:
+    sae = made(name, encoder_module=encoder)
+    assert_agree(saved(sae, tmp_path, **said_of(name, sae)), forward_of(sae))
+
+
+@pytest.mark.parametrize("norm", ["BatchNorm1d", "LayerNorm"])
+@pytest.mark.parametrize("blocks", [0, 2, 4])
+def test_encoders_of_any_depth(blocks: int, norm: str, tmp_path: Path) -> None:
+    norm_layer = getattr(torch.nn, norm)
+    module = overcomplete.MLPEncoder(WIDTH, S, 40, nb_blocks=blocks, norm_layer=norm_layer)
+    sae = made("TopKSAE", encoder_module=module)
+    said = said_of("TopKSAE", sae) | ({"residual": False} if blocks > 2 else {})
+    assert_agree(saved(sae, tmp_path, **said), forward_of(sae))
+
+
+@pytest.mark.parametrize("name", ["RATopKSAE", "RAJumpSAE"])
+def test_an_archetypal_dictionary_without_a_multiplier(name: str, tmp_path: Path) -> None:
+    sae = made(name, use_multiplier=False)
+    assert_agree(saved(sae, tmp_path, **said_of(name, sae)), forward_of(sae))
 
 
 def test_what_is_not_read_is_named(tmp_path: Path) -> None:
