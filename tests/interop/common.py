@@ -8,7 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from saebench.activations import TopK
 from saebench.backbones import load_backbone
+from saebench.codes import Codes
 from saebench.registry import Registry
 from saebench.saes import Sae
 from saebench.testing.report import real_images
@@ -50,33 +52,50 @@ def assert_agree(sae: Sae, peer: Forward, *rows_nd: Tensor) -> None:
     """Codes and reconstruction are the peer's, on random rows and on real activations.
 
     `peer` gives (codes [n s], reconstruction [n d]) of rows [n 64]; `rows_nd` are the rows, where
-    they are others than those. Rows with a tie, few as they are, have no one answer.
+    they are others than those. In a few rows of a top k, ties may be decided otherwise: all else of
+    them is compared, and the reconstruction with the latents that the peer decided for.
     """
+    top = _top_k(sae)
     for x_nd in rows_nd or (random_rows(), real_rows()):
         with torch.no_grad():
-            z_ns, xhat_nd = peer(x_nd)
+            theirs_ns, theirs_nd = peer(x_nd)
         codes = sae.encode(x_nd)
         assert codes.n_nonzero > 0, "nothing is active: nothing was compared"
-        tied_n = ties_n(codes.dense(), z_ns)
-        assert tied_n.sum() <= MOST_TIES, f"{int(tied_n.sum())} rows keep other latents"
-        assert_close(codes.dense()[~tied_n], z_ns[~tied_n])
-        assert_close(sae.decode(codes)[~tied_n], xhat_nd[~tied_n])
+        ours_ns = codes.dense()
+        if top is not None:
+            tied_n = ties_n(ours_ns, theirs_ns, by_magnitude=top.by_magnitude)
+            assert tied_n.sum() <= MOST_TIES, f"{int(tied_n.sum())} rows keep other latents"
+            theirs_here_ns = tied_n[:, None] & ((ours_ns != 0) != (theirs_ns != 0))
+            ours_ns = torch.where(theirs_here_ns, theirs_ns, ours_ns)
+            codes = Codes.from_dense(ours_ns, codes.frame)
+        assert_close(ours_ns, theirs_ns)
+        assert_close(sae.decode(codes), theirs_nd)
 
 
-def ties_n(ours_ns: Tensor, theirs_ns: Tensor) -> Tensor:
-    """[n] whether a row's last kept place went to another latent of the same magnitude.
+def _top_k(sae: Sae) -> TopK | None:
+    """The top k that decides which latents of a row are kept, if one does."""
+    activation = sae.activation
+    while hasattr(activation, "inner"):
+        activation = activation.inner
+    return activation if isinstance(activation, TopK) else None
+
+
+def ties_n(ours_ns: Tensor, theirs_ns: Tensor, *, by_magnitude: bool = False) -> Tensor:
+    """[n] whether a row's last kept place went to another latent of the same value.
 
     Where the k-th and the next differ by less than float32 resolves, rounding decides between them
-    (seen: 7e-9 relative, in float64). Both keep equally many, and all that they do not share is of
-    the magnitude of the least that is kept.
+    (seen: 7e-9 relative, in float64). Both keep equally many, and all that they do not share is as
+    large as the least that is kept; `by_magnitude`, whatever its sign.
     """
-    ours_ns, theirs_ns = ours_ns.abs(), theirs_ns.abs()
-    swapped_ns = (ours_ns > 0) != (theirs_ns > 0)
-    least_n = torch.where(theirs_ns > 0, theirs_ns, torch.inf).amin(dim=1)
-    off_ns = (torch.maximum(ours_ns, theirs_ns) - least_n[:, None]).abs()
-    alike_ns = ~swapped_ns | (off_ns <= RELATIVE * theirs_ns.max())
-    as_many_n = (ours_ns > 0).sum(dim=1) == (theirs_ns > 0).sum(dim=1)
-    return swapped_ns.any(dim=1) & alike_ns.all(dim=1) & as_many_n
+    active_ns, theirs_active_ns = ours_ns != 0, theirs_ns != 0
+    swapped_ns = active_ns != theirs_active_ns
+    as_many_n = active_ns.sum(dim=1) == theirs_active_ns.sum(dim=1)
+    kept_ns = torch.where(active_ns, ours_ns, theirs_ns)
+    if by_magnitude:
+        kept_ns, theirs_ns = kept_ns.abs(), theirs_ns.abs()
+    least_n = torch.where(theirs_active_ns, theirs_ns, torch.inf).amin(dim=1)
+    alike_ns = (kept_ns - least_n[:, None]).abs() <= RELATIVE * theirs_ns.abs().max()
+    return swapped_ns.any(dim=1) & (alike_ns | ~swapped_ns).all(dim=1) & as_many_n
 
 
 def assert_close(ours: Tensor, theirs: Tensor) -> None:

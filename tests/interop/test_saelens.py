@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saebench.errors import WeightsError
 from saebench.formats import read_sae
 from tests.interop.common import WIDTH, Forward, assert_agree, random_rows, randomised, real_rows
 
@@ -46,11 +47,14 @@ TRAINED: dict[str, dict[str, Any]] = {
     "gated": {},
     "jumprelu": {},
     "topk": {"k": K},
+    "topk rescaled": {"k": K, "rescale_acts_by_decoder_norm": True},
     "abstopk": {"k": K},
+    "abstopk rescaled": {"k": K, "rescale_acts_by_decoder_norm": True},
     "batchtopk": {"k": K},
     "matryoshka_batchtopk": {"k": K, "matryoshka_widths": [32, 64, S]},
 }
 BATCH = ("batchtopk", "matryoshka_batchtopk")
+REFUSED = ("matching_pursuit", "temporal")
 
 
 def filled(sae: Any) -> Any:
@@ -69,8 +73,8 @@ def inference(name: str, **changes: Any) -> Any:
 
 
 def training(name: str, **changes: Any) -> Any:
-    sae_class, config_class = saelens.registry.get_sae_training_class(name)
-    config = {"d_in": WIDTH, "d_sae": S, **TRAINED[name], **changes}
+    sae_class, config_class = saelens.registry.get_sae_training_class(name.split()[0])
+    config = {"d_in": WIDTH, "d_sae": S, **TRAINED.get(name, {}), **changes}
     return filled(sae_class(config_class(**config)))
 
 
@@ -80,6 +84,25 @@ def forward_of(sae: Any) -> Forward:
         return z_ns, sae.decode(z_ns)
 
     return forward
+
+
+def test_no_architecture_is_forgotten() -> None:
+    registry = saelens.registry
+    read = {name.split()[0] for name in (*INFERENCE, *TRANSCODERS)}
+    assert set(registry.SAE_CLASS_REGISTRY) == {*read, *REFUSED}
+    trained = {name.split()[0] for name in TRAINED}
+    assert set(registry.SAE_TRAINING_CLASS_REGISTRY) == {*trained, "matching_pursuit"}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_architecture_that_is_not_read_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    saes = [inference(name, **({"n_heads": 4, "bottleneck_factor": 4} if "temp" in name else {}))]
+    if name in saelens.registry.SAE_TRAINING_CLASS_REGISTRY:
+        saes.append(training(name))
+    for i, sae in enumerate(saes):
+        path, _ = sae.save_model(tmp_path / str(i))
+        with pytest.raises(WeightsError, match=f"SAELens's {name} is not read"):
+            read_sae(path)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -96,6 +119,36 @@ def test_without_pre_bias_and_square(name: str, tmp_path: Path) -> None:
     sae = inference(name, apply_b_dec_to_input=False, **{"d_sae": WIDTH, **changes})
     path, _ = sae.save_model(tmp_path)
     assert_agree(read_sae(path), forward_of(sae))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_stored_in_another_precision_computed_in_float32(dtype: str, tmp_path: Path) -> None:
+    sae = inference("topk", dtype=dtype).to(getattr(torch, dtype))
+    path, _ = sae.save_model(tmp_path)
+    ours = read_sae(path)
+    assert ours.stored_dtype == dtype
+    sae.cfg.dtype = "float32"
+    sae.dtype = torch.float32
+    assert_agree(ours, forward_of(sae.float()))
+
+
+@pytest.mark.parametrize("name", ["standard", "jumprelu", "gated"])
+def test_after_its_decoder_was_folded_to_unit_rows(name: str, tmp_path: Path) -> None:
+    sae = inference(name)
+    sae.fold_W_dec_norm()
+    path, _ = sae.save_model(tmp_path)
+    assert_agree(read_sae(path), forward_of(sae))
+
+
+def test_heads_side_by_side(tmp_path: Path) -> None:
+    sae = inference("standard", reshape_activations="hook_z")
+    path, _ = sae.save_model(tmp_path)
+
+    def forward(x_nd: Tensor) -> tuple[Tensor, Tensor]:
+        z_ns = sae.encode(x_nd.unflatten(1, (4, WIDTH // 4)))
+        return z_ns, sae.decode(z_ns).flatten(1)
+
+    assert_agree(read_sae(path), forward)
 
 
 @pytest.mark.parametrize("norm", NORMS)
