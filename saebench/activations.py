@@ -4,7 +4,8 @@
     TopK       z = the k largest of ReLU(pre); signed: the k largest of pre, whatever their sign;
                by magnitude: the k largest of |pre|, their sign kept
     GroupMax   z = the largest of ReLU(pre) in each of k groups of neighbours
-    Gated      z = ReLU(exp(r)·pre + b_mag) where pre + b_gate > 0
+    Gated      z = ReLU(exp(r)·pre + b_mag) where pre + b_gate > 0; with k: the k largest of it,
+               before those are dropped whose gate is closed
     LeakyReLU  z = pre, times a slope where pre < 0
 
 Around one of them:
@@ -109,12 +110,15 @@ class GroupMax:
 
 @dataclass(frozen=True, eq=False)
 class Gated:
-    """A gate decides which latents are active, a rescaled copy of the encoder how much."""
+    """A gate decides which latents are active, a rescaled copy of the encoder how much.
+
+    `k`: only the k largest of a row are kept, whether their gates are open or not.
+    """
 
     b_gate_s: Tensor
     r_mag_s: Tensor
     b_mag_s: Tensor
-    k = None
+    k: int | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -123,7 +127,11 @@ class Gated:
     def codes(self, pre_ns: Tensor) -> Codes:
         open_ns = pre_ns + self.b_gate_s > 0
         magnitude_ns = torch.addcmul(self.b_mag_s, pre_ns, self.r_mag_s.exp())
-        return Codes.where(open_ns & (magnitude_ns > 0), magnitude_ns)
+        if self.k is None:
+            return Codes.where(open_ns & (magnitude_ns > 0), magnitude_ns)
+        values_nk, indices_nk = topk(magnitude_ns, self.k)
+        values_nk = values_nk.relu() * open_ns.gather(1, indices_nk)
+        return Codes.from_topk(values_nk, indices_nk, pre_ns.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,7 +137,7 @@ def test_facts_and_the_gate_of_a_scaling_that_is_in_question(root: Path) -> None
 
     entry.write_text(f'{sae_entry()}\n[semantics]\ninput = "raw"\n')
     found = checks(root, "small/asked")
-    assert "input    = raw     (entry)" in found["what decides its output"].detail
+    assert "input        = raw     (entry)" in found["what decides its output"].detail
     assert GATE in failed(found)
     assert "its input is said to be raw: saebench estimate" in found[GATE].detail
 

@@ -30,7 +30,7 @@ def test_where_each_fact_came_from(tmp_path: Path) -> None:
         "dict_class": ("BatchTopKSAE", "config.json"),
         "activation": ("batchtopk", "config.json"),
         "pre_bias": (True, "config.json"),
-        "decoder_norm": ("unit", "config.json"),
+        "decoder_norm": ("unit", "file"),
         "strict": (True, "format"),
         "k": (K, "file"),
         "threshold": (THRESHOLD, "file"),

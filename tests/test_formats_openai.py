@@ -30,6 +30,24 @@ def test_topk_is_layer_normed_and_relu_is_not(tmp_path: Path) -> None:
     assert (relu.scaling.rows, relu.k, relu.architecture) == (None, None, "relu")
 
 
+@pytest.mark.parametrize(
+    ("activation", "loaders", "other"),
+    [("TopK", LayerNorm(), "none"), ("ReLU", None, "layer_norm")],
+)
+def test_whose_norm_it_has_may_be_said(
+    activation: str, loaders: LayerNorm | None, other: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, original(class_state(S, activation, 12)))
+    sae = read_sae(path, facts=Facts({"row_norm": other}))
+    assert sae.scaling.rows == (None if loaders else LayerNorm())
+    assert [fact.source for fact in sae.record.facts if fact.name == "row_norm"] == ["given"]
+    sae = read_sae(path)
+    assert sae.scaling.rows == loaders
+    assert any("their training script never" in note for note in sae.record.notes)
+    with pytest.raises(SpecError, match="row_norm has to be one of layer_norm, none"):
+        read_sae(path, facts=Facts({"row_norm": loaders is None}))
+
+
 def test_postact_identity_keeps_negative_values(tmp_path: Path) -> None:
     state = original(class_state(S, "TopK", 12))
     state["activation_state_dict"] = {"k": 12, "postact_fn": "Identity"}

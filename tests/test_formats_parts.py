@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from saebench.activations import (
     Absolute,
     Activation,
+    Gated,
     GroupMax,
     LatentNorm,
     LeakyReLU,
@@ -62,6 +63,9 @@ MADE: dict[str, Callable[[], Sae]] = {
     "absolute": lambda: with_activation(Absolute(TopK(5))),
     "soft cap": lambda: with_activation(Squash(TopK(5), 2.0)),
     "groupmax": lambda: with_activation(GroupMax(6), "groupmax"),
+    "gated topk": lambda: with_activation(
+        Gated(numbers(S, seed=5), numbers(S, seed=6), numbers(S, seed=7), k=9), "gated"
+    ),
     "leaky": lambda: with_activation(LeakyReLU(0.1), "leaky-relu"),
     "inclusive": lambda: with_activation(Threshold(torch.tensor(0.5), inclusive=True), "batchtopk"),
     "latent norm": lambda: with_activation(

@@ -10,7 +10,7 @@ import torch
 
 from saebench.errors import WeightsError
 from saebench.formats import read_sae
-from tests.checkpoints import D, S, numbers
+from tests.checkpoints import D, S, numbers, rows
 from tests.checkpoints import saeco as made
 
 
@@ -141,12 +141,15 @@ def test_what_its_files_say_is_recorded(tmp_path: Path) -> None:
     sae = read_sae(made.write(tmp_path / "own", said, state))
     facts = {fact.name: (fact.value, fact.source) for fact in sae.record.facts}
     assert facts["pre_bias"] == (True, "18001.arch_ref")
-    assert facts["decoder_norm"] == ("unit", "format")
+    assert facts["decoder_norm"] == ("unit", "file")
     assert sae.record.trained_on == {
         "model": "gpt2",
         "hook": "transformer.h.6.input",
         "dataset": "alancooney/sae-monology-pile-uncopyrighted-tokenizer-gpt2",
     }
-    mean = read_sae(made.write(tmp_path / "mean", said, made.averaged(state), "avg_weights"))
+    W_dec_ds = rows(unit=True).T
+    shorter = {name: 0.9 * w if torch.equal(w, W_dec_ds) else w for name, w in state.items()}
+    mean = read_sae(made.write(tmp_path / "mean", said, made.averaged(shorter), "avg_weights"))
     norms = {fact.name: fact.value for fact in mean.record.facts}
-    assert norms["decoder_norm"] == "free"  # a mean of unit vectors is shorter
+    assert norms["decoder_norm"] == "free"
+    assert mean.record.notes == ()  # a mean of unit vectors is shorter

@@ -34,11 +34,19 @@ def test_where_each_fact_came_from(tmp_path: Path) -> None:
         "activation": ("topk", "cfg.json"),
         "pre_bias": (True, "cfg.json"),
         "k": (K, "cfg.json"),
-        "decoder_norm": ("free", "format"),
+        "decoder_norm": ("free", "file"),
         "row_norm": ("none", "cfg.json"),
     }
     where = {"model": "org/a-model", "hook": "blocks.10.hook_resid_post", "dataset": "org/images"}
     assert sae.record.trained_on == where
+
+
+@pytest.mark.parametrize("postact", ["relu", "ReLU"])
+def test_a_relu_behind_topk_may_be_said(postact: str, tmp_path: Path) -> None:
+    plain = read(write(tmp_path / "plain", tensors_of("topk"), config_of("topk")))
+    config = config_of("topk", activation_fn_kwargs={"k": K, "postact_fn": postact})
+    said = read(write(tmp_path / "said", tensors_of("topk"), config))
+    assert torch.equal(said.encode(inputs()).dense(), plain.encode(inputs()).dense())
 
 
 @pytest.mark.parametrize("key", ["hook_name", "hook_point"])
@@ -136,7 +144,8 @@ def test_a_dead_row_of_the_decoder_survives_rescaling(tmp_path: Path) -> None:
         ({"activation_fn": "tanh-relu"}, "'topk' with tanh-relu"),
         ({"activation_fn": "relu"}, "contradict each other"),
         ({"activation_fn_kwargs": {"k": K + 1}}, "has two k"),
-        ({"activation_fn_kwargs": {"postact_fn": "abs"}}, "only k is known"),
+        ({"activation_fn_kwargs": {"postact_fn": "Identity"}}, "known: k, and postact_fn = relu"),
+        ({"activation_fn_kwargs": {"k": K, "signed": True}}, "known: k, and postact_fn = relu"),
         ({"k": 0}, "k is 0"),
         ({"k": 2.5}, "not a whole number"),
         ({"k": 99}, "not possible"),

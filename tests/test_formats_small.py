@@ -108,6 +108,24 @@ def test_a_gemma_transcoder_can_be_said_to_be_one(tmp_path: Path) -> None:
     assert read_content(sniff(path), Facts({"transcoder": True})).transcoder
 
 
+@pytest.mark.parametrize("folder", ["layer_3", "gemma-scope-2b-pt-transcoders"])
+@pytest.mark.parametrize("said", ["true", "yes please", 1, 0, [True]])
+def test_what_is_no_truth_value_does_not_say_whether_it_is_a_transcoder(
+    folder: str, said: object, tmp_path: Path
+) -> None:
+    path = npz(tmp_path / folder, language.gemma())
+    with pytest.raises(SpecError, match="transcoder has to be true or false"):
+        read_content(sniff(path), Facts({"transcoder": said}))
+
+
+def test_none_says_nothing(tmp_path: Path) -> None:
+    path = npz(tmp_path / "gemma-scope-2b-pt-transcoders", language.gemma())
+    assert read_content(sniff(path), Facts({"transcoder": None})).transcoder
+    path = npz(tmp_path / "embedding/width_4k/average_l0_6", language.gemma())
+    with pytest.raises(SpecError, match="does not say: input"):
+        read_content(sniff(path), Facts({"input": None}))
+
+
 def test_a_strange_array_of_gemma_scope(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no place for: scaling_factor"):
         read_sae(npz(tmp_path, {**language.gemma(), "scaling_factor": np.ones(D)}))

@@ -28,14 +28,16 @@ def test_where_each_fact_came_from(tmp_path: Path) -> None:
         "activation": ("topk", "cfg.json"),
         "transcode": (False, "cfg.json"),
         "pre_bias": (True, "cfg.json"),
-        "decoder_norm": ("unit", "cfg.json"),
+        "decoder_norm": ("unit", "file"),
     }
 
 
-def test_a_transcoder_subtracts_nothing_and_keeps_its_decoder_free(tmp_path: Path) -> None:
-    found = facts_of(read_stated(write(tmp_path, {**CONFIG, "transcode": True}, weights())))
-    assert found["pre_bias"][0] is False
-    assert found["decoder_norm"][0] == "free"
+def test_a_transcoder_subtracts_nothing_and_promises_no_unit_rows(tmp_path: Path) -> None:
+    config, free = {**CONFIG, "transcode": True}, {"W_dec": 2 * weights()["W_dec"]}
+    sae = read_stated(write(tmp_path, config, weights(**free)))
+    assert facts_of(sae)["pre_bias"][0] is False
+    assert facts_of(sae)["decoder_norm"] == ("free", "file")
+    assert sae.record.notes == ()
 
 
 def test_without_cfg_what_it_says_is_asked_for_at_once(tmp_path: Path) -> None:

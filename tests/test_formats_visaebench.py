@@ -48,7 +48,7 @@ def test_where_each_fact_came_from(tmp_path: Path) -> None:
         "input_mean": (INPUT["input_mean"], "given"),
         "input_std": (INPUT["input_std"], "given"),
         "pre_bias": (False, "format"),
-        "decoder_norm": ("free", "format"),
+        "decoder_norm": ("free", "file"),
     }
     assert sae.record.trained_on == {"model": "clip_vitb16"}
 

@@ -108,9 +108,9 @@ def test_what_a_file_says_and_does_not(tmp_path: Path) -> None:
     code, text = shown(tmp_path, "small/x")
     assert code == 0
     assert "  the format is asking\n" in text
-    assert "    pre_bias  = false   (format)\n" in text
-    assert "    k         = 3       (file)\n" in text
-    assert "    threshold = 0.5     (entry)\n" in text
+    assert "    pre_bias     = false   (format)\n" in text
+    assert "    k            = 3       (file)\n" in text
+    assert "    threshold    = 0.5     (entry)\n" in text
     assert "    trained on: model m\n" in text
     (folder / "sae.safetensors").write_bytes(b"<html>")
     code, text = shown(tmp_path, "small/x")

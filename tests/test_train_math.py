@@ -284,5 +284,8 @@ def test_what_cannot_be_trained_further_is_refused() -> None:
         )
     with pytest.raises(UsageError, match="signed"):
         architecture_of(replace(sae, activation=TopK(4, signed=True)), "it")
+    gated = replace(sae, activation=Gated(*torch.ones(3, S), k=4), architecture="gated")
+    with pytest.raises(UsageError, match="a k behind its gate"):
+        architecture_of(gated, "it")
     with pytest.raises(UsageError, match="pursuit"):
         architecture_of(replace(sae, architecture="pursuit"), "it")

@@ -21,6 +21,7 @@ from types import ModuleType
 from saebench.beside import beside_paths, statistics_path
 from saebench.errors import SpecError, WeightsError
 from saebench.formats.content import Content, sniff
+from saebench.formats.decoder_norm import DECODER_NORM, say_decoder_norm
 from saebench.formats.facts import Facts, MissingFacts
 from saebench.formats.statistics import read_statistics
 from saebench.formats.writing import write_sae
@@ -108,8 +109,10 @@ def read_entry(spec: SaeSpec, facts: Facts | None = None) -> Sae:
 def read_content(content: Content, facts: Facts, name: str | None = None) -> Sae:
     """Read what was sniffed, as the format `name`, or as what it is. Errors: as `read_sae`."""
     module = format_of(content, name)
+    facts.later(DECODER_NORM)
     try:
         sae = module.read(content, facts)
+        say_decoder_norm(sae, facts)
     except MissingFacts as error:
         error.what = f"{content.path} ({module.NAME}): {error.what}"
         raise

@@ -42,7 +42,6 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("pre_bias", True)
     facts.always("activation", "TopK")
     facts.always("signed", True)
-    facts.always("decoder_norm", "free")
     if wrapped and content.has("k"):
         k = facts.known("k", whole(content.objects["k"], "k"))
     else:

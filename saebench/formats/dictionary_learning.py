@@ -107,7 +107,8 @@ def read(content: Content, facts: Facts) -> Sae:
     k = _k(state, trainer, source, facts, asked=kind.architecture == "topk")
     facts.known("activation", kind.architecture, source or "file")
     facts.known("pre_bias", kind.pre_bias, source or "file")
-    facts.known("decoder_norm", "unit" if kind.unit else "free", source or "file")
+    if kind.unit:
+        facts.promise("decoder_norm", "unit")
     threshold = _threshold(kind, state, facts)
     factor = _factor(content, facts) if backup else 1.0
     transcodes = _transcodes(content, facts)

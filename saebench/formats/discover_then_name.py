@@ -32,7 +32,7 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("pre_bias", True)
     facts.always("activation", "relu")
     facts.always("input", "raw")
-    facts.always("decoder_norm", "unit")
+    facts.promise("decoder_norm", "unit")
     facts.settle()
     names = (_BIAS, *_COPIES, *_LAYERS)
     stored = weights(content.objects, names, what="an SAE of Discover-then-Name")

@@ -70,9 +70,9 @@ class Facts:
     ) -> None:
         """`given` by `giver` (`entry`, or `given` in Python); `estimated` from a statistics file.
 
-        Errors: SpecError for a fact that is both.
+        A None that is given says nothing. Errors: SpecError for a fact that is both.
         """
-        given, estimated = dict(given or {}), dict(estimated or {})
+        given, estimated = _said(given), dict(estimated or {})
         if both := set(given) & set(estimated):
             raise SpecError(
                 f"{', '.join(sorted(both))}: given, and in the statistics file too", "keep one"
@@ -82,12 +82,13 @@ class Facts:
         self._asked: set[str] = set()
         self._missing: list[Missing] = []
         self._facts: dict[str, Fact] = {}
+        self._promised: dict[str, Any] = {}
         self._notes: list[str] = []
         self._trained_on: dict[str, str] = {}
 
     def also(self, given: Mapping[str, Any], giver: str) -> Facts:
         """Takes what another giver says too. Errors: SpecError where it contradicts the first."""
-        for name, value in given.items():
+        for name, value in _said(given).items():
             if name in self._given and not _same(self._given[name], value):
                 raise SpecError(
                     f"{name} = {_shown(value)} is {giver}, and {_shown(self._given[name])} is "
@@ -103,13 +104,10 @@ class Facts:
     def known(self, name: str, value: Any, source: str = "file") -> Any:
         """A fact that the file, its configuration (`source`: its name) or the format says.
 
-        What is given may repeat it. Errors: SpecError where it says otherwise, unless the source is
-        only a `file name`: then what is given holds.
+        What is given may repeat it. Errors: SpecError where it says otherwise.
         """
         self._asked.add(name)
         if name in self._given and not _same(self._given[name], value):
-            if source == "file name":
-                return self._take(name)
             raise SpecError(
                 f"{name} = {_shown(self._given[name])} is {self._giver[name]}, and the {source} "
                 f"says {_shown(value)}",
@@ -121,6 +119,19 @@ class Facts:
     def always(self, name: str, value: Any) -> Any:
         """A fact that is so in every file of the format."""
         return self.known(name, value, "format")
+
+    def promise(self, name: str, value: Any) -> None:
+        """A fact that its makers' code keeps so, which a file may break: `measured` says."""
+        self._promised[name] = value
+
+    def measured(self, name: str, value: Any, found: str) -> None:
+        """A fact of the stored numbers. Where it was promised otherwise, a note of what is found.
+
+        Errors: as `known`.
+        """
+        self.known(name, value)
+        if (promised := self._promised.get(name, value)) != value:
+            self.note(f"its makers' code keeps {name} = {promised}, and {found}")
 
     def note(self, text: str) -> None:
         """Something that a reader of results should know about this SAE."""
@@ -135,26 +146,9 @@ class Facts:
     def ask_choice(self, name: str, about: str, choices: Sequence[str]) -> str:
         """One of some words; "" while it is missing."""
         found = self._ask(name, about, " | ".join(f'"{choice}"' for choice in choices))
-        if found is not None and found not in choices:
+        if found is not None and not (isinstance(found, str) and found in choices):
             raise self._wrong(name, "one of " + ", ".join(choices))
         return found or ""
-
-    def may_choose(
-        self, name: str, choices: Sequence[str], default: str, source: str = "format"
-    ) -> str:
-        """One of some words where somebody says; else `default`, as `source` has it."""
-        self._asked.add(name)
-        found = self._take(name)
-        if found is None:
-            return self.known(name, default, source)
-        if found not in choices:
-            raise self._wrong(name, "one of " + ", ".join(choices))
-        return found
-
-    def may_count(self, name: str) -> int | None:
-        """A number of 1 or more where somebody says; else None."""
-        self._asked.add(name)
-        return self.ask_int(name, "") if name in self._given else None
 
     def ask_bool(self, name: str, about: str) -> bool:
         """True or false; False while it is missing."""
@@ -180,6 +174,41 @@ class Facts:
         if found is not None and not _is_number(found):
             raise self._wrong(name, "a finite number")
         return float(found or 0.0)
+
+    # --- what may be said: what is given holds, else `default`, as `source` has it ---
+
+    def may_choose(
+        self, name: str, choices: Sequence[str], default: str, source: str = "format"
+    ) -> str:
+        """One of some words."""
+        if name in self._given:
+            return self.ask_choice(name, "", choices)
+        return self.known(name, default, source)
+
+    def may_bool(self, name: str, default: bool, source: str = "format") -> bool:
+        """True or false."""
+        if name in self._given:
+            return self.ask_bool(name, "")
+        return self.known(name, default, source)
+
+    def may_int(self, name: str, default: int, source: str = "format") -> int:
+        """A number of 1 or more."""
+        if name in self._given:
+            return self.ask_int(name, "")
+        return self.known(name, default, source)
+
+    def may_number(self, name: str, default: float, source: str = "format") -> float:
+        """A finite number."""
+        if name in self._given:
+            return self.ask_number(name, "")
+        return self.known(name, default, source)
+
+    def may_count(self, name: str) -> int | None:
+        """A number of 1 or more, and None where nobody says: there is no default."""
+        self._asked.add(name)
+        return self.ask_int(name, "") if name in self._given else None
+
+    # --- how the input was scaled ---
 
     def ask_scaling(
         self, about: str, *, d: int, estimate: Estimate = "", rows: RowNorm | None = None
@@ -216,6 +245,8 @@ class Facts:
         self._asked |= set(INPUT)
         self.known("input", "raw", "format")
         return Scaling()
+
+    # --- all of them ---
 
     def later(self, *names: str) -> None:
         """What is asked for once a missing fact is there: until then it may be given or not."""
@@ -272,6 +303,10 @@ class Facts:
     def _wrong(self, name: str, what: str) -> SpecError:
         value = _shown(self._given[name])
         return SpecError(f"{name} = {value} ({self._giver[name]})", f"{name} has to be {what}")
+
+
+def _said(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (given or {}).items() if value is not None}
 
 
 def _is_number(value: Any) -> bool:

@@ -37,8 +37,7 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("pre_bias", False)
     facts.always("activation", "jumprelu")
     facts.always("strict", True)
-    facts.always("decoder_norm", "free")
-    transcoder = facts.known("transcoder", _in_transcoders(content.path), "file name")
+    transcoder = facts.may_bool("transcoder", _in_transcoders(content.path), "file name")
     if _is_embedding(content.path):
         about = f"an embedding SAE, trained on embeddings scaled by √d = √{W_enc_ds.shape[0]}"
         scaling = facts.ask_scaling(about, d=W_enc_ds.shape[0])
@@ -54,7 +53,7 @@ def read(content: Content, facts: Facts) -> Sae:
         activation=Threshold(found["threshold"]),
         architecture="jumprelu",
         scaling=scaling,
-        transcoder=transcoder is True,
+        transcoder=transcoder,
         stored_dtype=dtype_of(renamed["W_enc"]),
     )
 

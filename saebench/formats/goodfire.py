@@ -29,7 +29,6 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("pre_bias", False)
     facts.always("activation", "relu")
     facts.always("input", "raw")
-    facts.always("decoder_norm", "free")
     facts.settle()
     found = weights(content.objects, _WEIGHTS, what="an SAE of Goodfire")
     return Sae(

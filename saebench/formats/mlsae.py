@@ -32,7 +32,7 @@ def read(content: Content, facts: Facts) -> Sae:
     source, config = content.config("config.json")
     facts.always("pre_bias", True)
     facts.always("activation", "topk")
-    facts.always("decoder_norm", "unit")
+    facts.promise("decoder_norm", "unit")
     facts.note("one SAE for the activations of all layers of its model")
     if "k" in config:
         k = facts.known("k", whole(config["k"], "k"), source)

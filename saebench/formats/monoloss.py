@@ -62,7 +62,6 @@ def read(content: Content, facts: Facts) -> Sae:
     kind = _kind(state, config, source, facts)
     scaling = _scaling(config, source, facts)
     facts.always("pre_bias", kind != "jumprelu")
-    facts.always("decoder_norm", "free")
     theta = 0.0
     if kind == "batch_topk":
         if "topk_k" in config:

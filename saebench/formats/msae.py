@@ -22,7 +22,7 @@ from saebench.activations import Absolute, Activation, Squash, Threshold, TopK
 from saebench.errors import SpecError, WeightsError
 from saebench.formats.content import Content, refuse_unknown
 from saebench.formats.facts import Facts
-from saebench.formats.tensors import dtype_of, float32, matrix, number, weights, whole
+from saebench.formats.tensors import dtype_of, float32, matrix, number, weights
 from saebench.inputs import LayerNorm, Scaling
 from saebench.saes import Sae
 
@@ -33,6 +33,7 @@ _LOG_THRESHOLD = "activation.log_threshold"
 _UNUSED = ("latents_activation_frequency", "dead_activations.log_threshold")
 _WRAPPER = {"model", "mean_center", "scaling_factor", "target_norm"}
 _TOPK = ("TopKReLU", "TopK", "TopKabs", "TopKabsReLU")
+_NORMS = ("none", "layer_norm")
 _FULL_IS_RELU = ("ReLU", "TopKReLU", "BatchTopKReLU")  # their output without any top-k
 _PATTERN = re.compile(
     r"(?P<n>\d+)_(?P<d>\d+)_(?P<activation>[A-Za-z]+)(_(?P<k>\d+))?(_(?P<nested>UW|RW))?"
@@ -56,7 +57,6 @@ def read(content: Content, facts: Facts) -> Sae:
     W_enc_ds = matrix(found, "encoder")
     named = _named(content.path.name, W_enc_ds, tied="decoder" not in found)
     facts.always("pre_bias", True)
-    facts.always("decoder_norm", "free")
     facts.known("tied", "decoder" not in found)
     activation, architecture = _activation(named, found.get(_LOG_THRESHOLD), facts)
     rows = _rows(named, facts)
@@ -106,7 +106,7 @@ def _activation(
         inner = Absolute(inner) if "abs" in name else inner
     about = "c of c·tanh(z/c), 0 for none"
     if named:
-        cap = number(facts.known("soft_cap", float(named["soft_cap"]), "file name"), "soft_cap")
+        cap = facts.may_number("soft_cap", float(named["soft_cap"]), "file name")
     else:
         cap = facts.ask_number("soft_cap", about)
     if not 0 <= cap < float("inf"):
@@ -119,13 +119,14 @@ def _name_of(named: Mapping[str, Any], log_threshold_s: Tensor | None, facts: Fa
     if log_threshold_s is not None:
         return facts.known("activation", "JumpReLU")
     if named:
-        name = facts.known("activation", named["activation"], "file name")
+        choices = ("ReLU", *_TOPK)
+        name = facts.may_choose("activation", choices, named["activation"], "file name")
     else:
         about = 'which of its activations it has; "ReLU" is also the full output of a TopK SAE'
         return facts.ask_choice("activation", about, ("ReLU", *_TOPK))
     if name == "JumpReLU":
         raise WeightsError("its name says JumpReLU, and it holds no activation.log_threshold")
-    if str(name).startswith("BatchTopK"):
+    if name.startswith("BatchTopK"):
         full = 'activation = "ReLU" reads its full output, without any top-k'
         raise SpecError(
             f"its activation is {name}: the k·B largest of a batch, in evaluation too, so that a "
@@ -149,7 +150,7 @@ def _k(named: Mapping[str, Any], facts: Facts) -> int:
         about = f"Matryoshka: one of its nested k (the smallest is {named['k']})"
         return facts.ask_int("k", about)
     if named.get("k") and named["activation"] in _TOPK:
-        return whole(facts.known("k", int(named["k"]), "file name"), "k")
+        return facts.may_int("k", int(named["k"]), "file name")
     return facts.ask_int("k", "how many latents a row keeps")
 
 
@@ -157,12 +158,10 @@ def _rows(named: Mapping[str, Any], facts: Facts) -> LayerNorm | None:
     """A layer norm behind the scaling, where `normalize`."""
     if named:
         said = "layer_norm" if named["normalize"] == "True" else "none"
-        norm = facts.known("row_norm", said, "file name")
+        norm = facts.may_choose("row_norm", _NORMS, said, "file name")
     else:
         about = "whether rows are layer-normed behind the scaling (normalize)"
-        norm = facts.ask_choice("row_norm", about, ("none", "layer_norm"))
-    if norm not in ("none", "layer_norm", ""):
-        raise SpecError(f"row_norm = {norm!r}", "one of none, layer_norm")
+        norm = facts.ask_choice("row_norm", about, _NORMS)
     return LayerNorm() if norm == "layer_norm" else None
 
 

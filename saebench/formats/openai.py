@@ -3,9 +3,10 @@
     pre = (u − pre_bias) @ encoder.weight.T + latent_bias      u = x, or x layer-normed
     x̂   = act(pre) @ decoder.weight.T + pre_bias               layer norm undone
 
-OpenAI's loader switches the layer norm on whenever the activation is TopK (the training script does
-not). What the class itself saves again holds `activation.k` too, and so does MonoLoss's copy, whose
-inputs are of another length: such a file is recognised by neither.
+OpenAI's loader switches the layer norm on where the activation is TopK and off where it is ReLU,
+however it was trained (their training script has none). What the class itself saves again holds
+`activation.k` too, and so does MonoLoss's copy, whose inputs are of another length: such a file is
+recognised by neither.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _WEIGHTS = ("pre_bias", "latent_bias", "encoder.weight")
 _DECODERS = ("decoder.weight", "decoder.linear.weight")  # the second: the encoder's, when tied
 _STATED = ("activation", "activation_state_dict", "activation.k", "activation.postact_fn")
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_WHOSE_NORM = (
+    "the file does not say whether rows are layer-normed: OpenAI's loader does so with TopK and "
+    "not with ReLU, their training script never; row_norm may be given"
+)
 
 
 def recognise(content: Content) -> bool:
@@ -49,12 +54,12 @@ def is_class(names: frozenset[str] | set[str]) -> bool:
 def read(content: Content, facts: Facts) -> Sae:
     """Errors: WeightsError (an activation that is not known, names that do not belong)."""
     activation = class_activation(content.objects, facts)
-    normed = isinstance(activation, TopK)
-    facts.always("row_norm", "layer_norm" if normed else "none")
-    if normed:
-        facts.note("the layer norm is that of OpenAI's loader; their training script has none")
+    loaders = "layer_norm" if isinstance(activation, TopK) else "none"
+    norm = facts.may_choose("row_norm", ("layer_norm", "none"), loaders)
+    facts.note(_WHOSE_NORM)
     facts.settle()
-    return class_sae(content.objects, activation, Scaling(rows=LayerNorm() if normed else None))
+    rows = LayerNorm() if norm == "layer_norm" else None
+    return class_sae(content.objects, activation, Scaling(rows=rows))
 
 
 def class_activation(objects: Mapping[str, Any], facts: Facts) -> Activation:
@@ -63,7 +68,6 @@ def class_activation(objects: Mapping[str, Any], facts: Facts) -> Activation:
     Errors: WeightsError (not stated, not known, two k).
     """
     facts.always("pre_bias", True)
-    facts.always("decoder_norm", "free")
     stated = objects.get("activation", "TopK" if "activation.k" in objects else None)
     activation = facts.known("activation", str(stated))
     if activation == "ReLU":

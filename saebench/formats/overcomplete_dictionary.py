@@ -58,12 +58,8 @@ def ask(floats: Mapping[str, Tensor], stored_dtype: str, facts: Facts, default: 
     rounding = max(_EXACT, torch.finfo(getattr(torch, stored_dtype)).eps)
     if WEIGHTS not in floats:
         facts.known("dictionary_norm", "archetypal")
-        facts.known("decoder_norm", "free")
         return Norm("archetypal", _ask_delta(floats, rounding, facts))
-    mode = _ask_mode(floats, rounding, facts, default)
-    unit = mode == "l2" and not _multiplies(floats)
-    facts.known("decoder_norm", "unit" if unit else "free")
-    return Norm(mode)
+    return Norm(_ask_mode(floats, rounding, facts, default))
 
 
 def _ask_mode(floats: Mapping[str, Tensor], rounding: float, facts: Facts, default: str) -> str:

@@ -49,7 +49,7 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.always("activation", "relu")
     facts.always("pre_bias", True)
     facts.always("input", "raw")
-    facts.always("decoder_norm", "unit")
+    facts.promise("decoder_norm", "unit")
     if run.of_hugofry:
         facts.trained_on(
             model=run.config.get("model_name"),

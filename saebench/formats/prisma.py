@@ -3,7 +3,7 @@
     pre = (u − b_dec) @ W_enc + b_enc             u = x, layer-normed x, or x · √d/‖x‖
     z   = relu | top k, then relu | tanh(relu) | leaky relu
     x̂   = z @ W_dec + b_dec                       the normalisation of the row undone
-    gated:       relu or tanh(relu) of exp(r_mag)·p + b_mag where p + b_gate > 0
+    gated:       relu | top k, then relu | tanh(relu) of exp(r_mag)·p + b_mag, where p + b_gate > 0
                  p = (u − b_dec) @ W_enc; b_enc is in the file and unused
     transcoder:  y = z @ W_dec + b_dec_out (+ x @ W_skip.T), the normalisation undone
 
@@ -70,7 +70,8 @@ def read(content: Content, facts: Facts) -> Sae:
     facts.known("transcode", transcodes)
     facts.always("pre_bias", True)
     facts.always("input", "raw")
-    facts.known("decoder_norm", "free" if gated else "unit")
+    if not gated:
+        facts.promise("decoder_norm", "unit")
     _trained_on(run, config, facts)
     if gated:
         facts.note("b_enc is in the file and unused, as its makers' gated forward pass has it")
@@ -182,14 +183,14 @@ def _only(given: Mapping[str, Any], name: str) -> None:
 
 def _gated(activation: Activation, found: Mapping[str, Tensor]) -> Activation:
     """Errors: WeightsError for an activation that Prisma's gated SAE does not take."""
-    gated = Gated(*(found[name] for name in _GATED))
-    if isinstance(activation, Threshold):
+    gated = Gated(*(found[name] for name in _GATED), k=activation.k)
+    if isinstance(activation, (Threshold, TopK)):
         return gated
     if isinstance(activation, Squash):
         return Squash(gated)
     raise WeightsError(
         f"it is gated with {type(activation).__name__} behind, which is not read",
-        "known behind a gate: relu, tanh-relu",
+        "known behind a gate: relu, topk, tanh-relu",
     )
 
 

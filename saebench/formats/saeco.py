@@ -68,7 +68,8 @@ def read(content: Content, facts: Facts) -> Sae:
     pre_bias = flag(_under(config, "arch_cfg").get("pre_bias"), "pre_bias")
     facts.known("activation", "gated" if gated else "relu", source)
     facts.known("pre_bias", pre_bias, source)
-    facts.always("decoder_norm", "free" if averaged else "unit")
+    if not averaged:  # a mean of unit vectors is shorter
+        facts.promise("decoder_norm", "unit")
     _trained_on(_under(config, "train_cfg"), facts)
     model = _part(state, _MODEL)
     found = weights(

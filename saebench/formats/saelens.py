@@ -77,7 +77,6 @@ def read(content: Content, facts: Facts) -> Sae:
     k = _k(config, facts)
     if any("threshold" in name for name in _TENSORS[config.architecture]):
         facts.always("strict", True)
-    facts.always("decoder_norm", "free")
     scaling = _scaling(content, config, whitening, facts)
     if config.heads:
         facts.note("trained on the outputs of attention heads: x is all heads, one after the other")

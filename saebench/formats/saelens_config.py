@@ -162,8 +162,12 @@ def _activation(raw: Mapping[str, Any], architecture: str) -> tuple[str, bool]:
 
 def _k(raw: Mapping[str, Any]) -> int | None:
     kwargs = raw.get("activation_fn_kwargs") or {}
-    if not isinstance(kwargs, Mapping) or set(kwargs) - {"k"}:
-        raise WeightsError(f"{CFG} has activation_fn_kwargs = {kwargs!r:.80}", "only k is known")
+    # Version 6 takes the k and always a ReLU; what another function was before it is not certain.
+    relu = isinstance(kwargs, Mapping) and kwargs.get("postact_fn", "relu") in ("relu", "ReLU")
+    if not relu or kwargs.keys() - {"k", "postact_fn"}:
+        raise WeightsError(
+            f"{CFG} has activation_fn_kwargs = {kwargs!r:.80}", "known: k, and postact_fn = relu"
+        )
     found = {whole(said["k"], "k") for said in (raw, kwargs) if said.get("k") is not None}
     if len(found) > 1:
         raise WeightsError(f"{CFG} has two k: {sorted(found)}")

@@ -44,8 +44,8 @@ def read(content: Content, facts: Facts) -> Sae:
     subtracts = _subtracts(line, facts)
     scaling = _scaling(line, facts, W_enc_ds.shape[0])
     activation = _activation(line, facts, found.get(_THRESHOLD), W_enc_ds.shape[1])
-    unit = flag(line.config.get("normalize_w_dec", True), "normalize_w_dec")
-    facts.known("decoder_norm", "unit" if unit else "free")
+    if flag(line.config.get("normalize_w_dec", True), "normalize_w_dec"):
+        facts.promise("decoder_norm", "unit")
     if line.schema:
         facts.note("the file does not say whether it is Matryoshka; all its latents are decoded")
     if line.schema == 2:

@@ -50,7 +50,6 @@ def read(content: Content, facts: Facts) -> Sae:
     transcoder = target != stream
     facts.always("pre_bias", True)
     facts.always("activation", "topk")
-    facts.always("decoder_norm", "free")
     facts.always("input_length", "unit")
     source, run = content.config(_RUN)
     arguments = run.get("args", {})

@@ -37,9 +37,9 @@ def read(content: Content, facts: Facts) -> Sae:
     kind = _kind(config, facts)
     transcodes = _transcodes(config, facts)
     facts.known("pre_bias", not transcodes, source or "given")
-    if config:
-        unit = flag(config.get("normalize_decoder", True), "normalize_decoder") and not transcodes
-        facts.known("decoder_norm", "unit" if unit else "free", source)
+    unit = flag(config.get("normalize_decoder", True), "normalize_decoder")
+    if config and unit and not transcodes:
+        facts.promise("decoder_norm", "unit")
     _, run = content.config("config.json")
     facts.trained_on(model=run.get("model"), dataset=run.get("dataset"))
     facts.settle()

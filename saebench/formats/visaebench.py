@@ -80,7 +80,6 @@ def read(content: Content, facts: Facts) -> Sae:
         facts.settle()
         return overcomplete_parts.assembled(parts, activation, kind, scaling)
     facts.always("pre_bias", False)
-    facts.always("decoder_norm", "free")
     facts.settle()
     floats = weights(state, _SIMPLE, ("decoder.bias",), ignored=more, what="a simple SAE")
     W_dec_sd = floats["decoder.weight"]

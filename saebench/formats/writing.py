@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from saebench.atomic import write_bytes
 from saebench.errors import WeightsError
 from saebench.formats.native import ARCHITECTURES, NAME
 from saebench.formats.parts import taken_apart
+from saebench.identity import canonical_json
 from saebench.saes import Sae
+from saebench.tensorfile import serialised
 
 
 def write_sae(
@@ -39,8 +40,8 @@ def write_sae(
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{name} does not fit into {as_dtype}", "write it as float32")
-    text = _canonical({**config, "extra": dict(extra or {})})
-    data = _serialised(tensors, {"format": NAME, "version": version, "config": text})
+    text = canonical_json({**config, "extra": dict(extra or {})})
+    data = serialised(tensors, {"format": NAME, "version": version, "config": text})
     write_bytes(Path(path), data)
     return hashlib.sha256(data).hexdigest()
 
@@ -75,6 +76,7 @@ def _beyond_1(sae: Sae) -> bool:
         or (isinstance(activation, Threshold) and activation.inclusive)
         or (isinstance(activation, Threshold) and not _threshold_fits(sae, activation))
         or (isinstance(activation, TopK) and activation.by_magnitude)
+        or (isinstance(activation, Gated) and activation.k is not None)
         or (sae.b_pre_d is not None and not torch.equal(sae.b_pre_d, sae.b_dec_d))
         or scaling.rows is not None
         or isinstance(scaling.scale, Tensor)
@@ -90,18 +92,3 @@ def _threshold_fits(sae: Sae, activation: Threshold) -> bool:
     if sae.architecture == "relu":
         return not isinstance(activation.theta, Tensor) and activation.theta == 0
     return isinstance(activation.theta, Tensor)
-
-
-def _serialised(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """safetensors bytes whose header is canonical: the library orders metadata at random."""
-    from safetensors.torch import save
-
-    data = save(dict(tensors), metadata=dict(metadata))
-    length = int.from_bytes(data[:8], "little")
-    header = _canonical(json.loads(data[8 : 8 + length])).encode()
-    header += b" " * (-len(header) % 8)  # tensors stay aligned to 8 bytes
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

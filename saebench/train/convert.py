@@ -77,6 +77,7 @@ def beyond_training(sae: Sae) -> str:
     parts = {
         "signed latents": isinstance(activation, TopK) and activation.signed,
         "an inclusive threshold": isinstance(activation, Threshold) and activation.inclusive,
+        "a k behind its gate": isinstance(activation, Gated) and activation.k is not None,
         "another activation": not isinstance(activation, (TopK, Threshold, Gated)),
         "rows that are normalised one by one": sae.scaling.rows is not None,
         "an input scale for each dimension": isinstance(sae.scaling.scale, torch.Tensor),

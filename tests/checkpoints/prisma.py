@@ -211,6 +211,14 @@ CASES = [
         act="tanh-relu",
         norm="layer_norm",
     ),
+    _case(  # its k largest are taken before the gate closes some of them
+        *("gated-topk", pickled),
+        weights=GATED,
+        architecture="gated",
+        act="topk",
+        kwargs={"k": 10},
+        norm="layer_norm",
+    ),
     _case(
         "transcoder",
         weights=state(S, "b_dec_out", d_out=D + 4),
