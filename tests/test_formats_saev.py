@@ -49,6 +49,8 @@ def test_schema_1_asks_unless_its_commit_tells(tmp_path: Path) -> None:
     with pytest.raises(MissingFacts, match="of commit 'unknown'"):
         read_sae(path)
     path = write(tmp_path, line(1, OLD, cls="Relu"), state())
+    assert missing(path) == {"pre_bias": "", "input": "mean_norm"}
+    path = write(tmp_path, line(1, OLD, cls="Relu", commit="5951e84"), state())
     assert missing(path) == {"input": "mean_norm"}
     path = write(tmp_path, form_b("65c5a2b1", RELU), state())
     assert read_sae(path).b_pre_d is None

@@ -68,7 +68,7 @@ def read(content: Content, facts: Facts) -> Sae:
 
 
 def _subtracts(line: Line, facts: Facts) -> bool:
-    if line.schema == 1 and line.within and not line.after:
+    if line.schema == 1 and not line.after and (line.within or not line.dated):
         about = (
             "whether b_dec is subtracted before the encoder: files of schema 1 of before "
             f"2025-07-31 do, later ones do not; this one is of commit '{line.commit:.40}'"

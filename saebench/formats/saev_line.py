@@ -47,6 +47,11 @@ class Line:
     within: bool = True  # whether the activation is inside the configuration
 
     @property
+    def dated(self) -> bool:
+        """Whether it names the commit that wrote it."""
+        return self.commit != "unknown"
+
+    @property
     def after(self) -> bool:
         """Whether it is known to be written by code that reads x itself, and as it is."""
         return self.schema > 1 or self.commit.startswith(_AFTER)

@@ -127,7 +127,7 @@ CASES = [
     _case("1a-relu", line(1, OLD, cls="Relu", commit="5951e84"), subtracts=True, input="raw"),
     _case("1a-relu-after", line(1, OLD, cls="Relu", commit="e7ca004")),
     _case(
-        *("1a-topk", line(1, {**OLD, "top_k": 10}, cls="TopK"), signed_top(10)),
+        *("1a-topk", line(1, {**OLD, "top_k": 10}, cls="TopK", commit="5951e84"), signed_top(10)),
         subtracts=True,
         input="raw",
     ),
@@ -137,6 +137,7 @@ CASES = [
         input="raw",
         pre_bias=True,
     ),
+    _case("1a-unknown", line(1, OLD, cls="Relu"), input="raw", pre_bias=False),
     _case("1b-unknown", form_b("unknown", activation("Relu")), input="raw", pre_bias=False),
     _case("1b-after", form_b("f5d892cb", activation("Relu"))),
     _case("2-topk", line(2, {**OLD, "activation": TOP_K}), signed_top(10)),
