@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,34 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         raise unwritable(path, error) from error
     finally:
         _forget(temporaries.values())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it. Errors: WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def check_folder(folder: Path) -> None:
+    """See that a folder can be made and written to, before hours of work; it is left as it was.
+
+    Errors: WriteError.
+    """
+    made: list[Path] = []
+    try:
+        for one in (*reversed(folder.parents), folder):
+            if not one.is_dir():
+                one.mkdir()
+                made.append(one)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    finally:
+        for one in reversed(made):
+            with suppress(OSError):  # somebody else may have begun to use it
+                one.rmdir()
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 86_400.0) -> None:

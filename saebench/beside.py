@@ -1,18 +1,21 @@
 """The files that belong to an SAE's weights: configurations beside them, statistics of an entry.
 
-What they say decides what the weights mean, so their bytes are part of a unit's identity
-(`saebench.units`). Nothing is parsed here.
+What they say decides what the weights mean, so they are part of a unit's identity
+(`saebench.units`): configurations by their bytes, statistics by their tensors, whatever is noted of
+their origin. No configuration is parsed here.
 """
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
 
 from saebench import hub
 from saebench.errors import SpecError, WeightsError
 from saebench.identity import file_sha256
 from saebench.specs import SaeSpec
+from saebench.tensorfile import tensors_sha256
 from saebench.weights import local_path, wanted
 
 CONFIGS = (
@@ -55,15 +58,16 @@ def usual_names(weights: str) -> list[str]:
 def beside_paths(spec: SaeSpec, weights: Path) -> dict[str, Path]:
     """The configurations of an entry's weights, on this machine, by the names formats know.
 
-    Errors: WeightsError (missing, altered), SpecError (a name that leaves the folder).
+    Errors: WeightsError (missing, altered), SpecError (a name that leaves the folder, or is there
+    twice).
     """
-    declared = spec.weights.beside
+    declared = _declared(spec)
     if spec.weights.hub is not None:
         files = {_known(name): hub.fetch(file) for name, file in beside_wanted(spec).items()}
     elif not declared:
         return usual(weights)
     else:
-        files = {_known(name): weights.parent / _checked(spec, name) for name in declared}
+        files = {_known(name): weights.parent / name for name in declared}
     for name, sha256 in declared.items():
         file = files[_known(name)]
         if not file.is_file():
@@ -81,7 +85,10 @@ def beside_paths(spec: SaeSpec, weights: Path) -> dict[str, Path]:
 
 
 def beside_wanted(spec: SaeSpec) -> dict[str, hub.Wanted]:
-    """The configurations that a hub entry declares, as files of its repository."""
+    """The configurations that a hub entry declares, as files of its repository.
+
+    Errors: SpecError, as `beside_paths`.
+    """
     weights, file = spec.weights, wanted(spec)
     if file is None:
         return {}
@@ -89,12 +96,12 @@ def beside_wanted(spec: SaeSpec) -> dict[str, hub.Wanted]:
     return {
         name: hub.Wanted(
             file.repo,
-            (posixpath.normpath(posixpath.join(folder, _checked(spec, name))),),
+            (posixpath.normpath(posixpath.join(folder, name)),),
             spec.name,
             weights.revision or "",
             sha256.lower(),
         )
-        for name, sha256 in weights.beside.items()
+        for name, sha256 in _declared(spec).items()
     }
 
 
@@ -103,7 +110,7 @@ def beside_sha256(spec: SaeSpec) -> dict[str, str]:
 
     Declared, else locked, else the files' own. Errors: as `weights_sha256`.
     """
-    declared = {_known(name): sha256.lower() for name, sha256 in spec.weights.beside.items()}
+    declared = {_known(name): sha256.lower() for name, sha256 in _declared(spec).items()}
     if spec.weights.hub is not None:
         for name, file in beside_wanted(spec).items():
             declared[_known(name)] = file.sha256 or hub.resolve(file).sha256
@@ -111,7 +118,7 @@ def beside_sha256(spec: SaeSpec) -> dict[str, str]:
         weights = local_path(spec, spec.weights.file)
         declared |= {name: file_sha256(p) for name, p in beside_paths(spec, weights).items()}
     if statistics := statistics_path(spec):
-        declared["statistics"] = file_sha256(statistics)
+        declared["statistics"] = tensors_sha256(statistics)
     return declared
 
 
@@ -139,12 +146,23 @@ def _known(name: str) -> str:
     return posixpath.basename(name)
 
 
-def _checked(spec: SaeSpec, name: str) -> str:
-    """A name beside the weights, or one folder up. Errors: SpecError for any other place."""
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts[1:] or "" in parts or "\\" in name:
-        raise SpecError(
-            f"{spec.path or spec.name}: '{name}' under [weights.beside] is not beside the weights",
-            'a name in their folder, or one folder up: "../config.json"',
-        )
-    return name
+def _declared(spec: SaeSpec) -> Mapping[str, str]:
+    """Names beside the weights, or one folder up -> sha256, as an entry declares them.
+
+    Errors: SpecError for any other place, and for two names of one configuration.
+    """
+    where, known = spec.path or spec.name, dict[str, str]()
+    for name in spec.weights.beside:
+        parts = name.split("/")
+        if name.startswith("/") or ".." in parts[1:] or "" in parts or "\\" in name:
+            raise SpecError(
+                f"{where}: '{name}' under [weights.beside] is not beside the weights",
+                'a name in their folder, or one folder up: "../config.json"',
+            )
+        if (first := known.setdefault(_known(name), name)) != name:
+            raise SpecError(
+                f"{where}: '{first}' and '{name}' under [weights.beside] are both its "
+                f"{_known(name)}",
+                "keep the one that says what the weights mean",
+            )
+    return spec.weights.beside

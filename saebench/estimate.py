@@ -20,9 +20,10 @@ from torch import Tensor
 import saebench
 from saebench import paths
 from saebench.api import config_of, source_of
-from saebench.atomic import write_bytes
+from saebench.atomic import check_folder, make_folder, write_bytes
 from saebench.backbones import load_backbone
 from saebench.batch import TILE_BYTES, Tiles
+from saebench.beside import statistics_path
 from saebench.coders import CoderRef, check_fit, token_kinds
 from saebench.data import open_dataset
 from saebench.data.loader import choose_workers
@@ -30,7 +31,13 @@ from saebench.errors import SpecError, UsageError
 from saebench.fit import Fitter
 from saebench.formats import facts_of, read_entry
 from saebench.formats.facts import Missing, MissingFacts
-from saebench.formats.statistics import NAMES, write_statistics
+from saebench.formats.statistics import (
+    NAMES,
+    Origin,
+    origins_of,
+    read_statistics,
+    write_statistics,
+)
 from saebench.identity import content_hash
 from saebench.loading import check_widths
 from saebench.registry import Registry
@@ -67,7 +74,7 @@ class Estimated:
     facts: Mapping[str, Tensor]
     entry: Path
     statistics: Path
-    origin: Mapping[str, str]  # from what they were estimated
+    origin: Origin  # from what they were estimated
     l0: float
     fvu: float | None  # None for a transcoder
 
@@ -86,12 +93,17 @@ def estimate(
 ) -> Estimated:
     """Estimate what is missing, write it beside the entry, and name it there.
 
+    What an earlier estimate found, and the entry still names, stays as it is.
+
     k: of a threshold, the latents a row that it shall keep, where the file does not say. images: of
     the train split, the first so many. out: a content folder in which a copy of the entry is
     written, and the entry itself left alone.
-    Errors: UsageError (nothing is missing, k is, a place that cannot be written); SpecError for
-    missing facts that no activations tell; those of reading the SAE, its backbone and its dataset.
+    Errors: UsageError (nothing is missing, k is, or is given in vain, no images, a built-in
+    entry); WriteError for a place that cannot be written; SpecError for missing facts that no
+    activations tell; those of reading the SAE, its backbone and its dataset.
     """
+    if images < 1:
+        raise UsageError(f"--images {images}: there is nothing to estimate from", "--images 2048")
     spec = registry.sae(name)
     missing, k = _missing(spec, k)
     target = _Target.of(registry, spec, out, missing)
@@ -189,6 +201,11 @@ def _missing(spec: SaeSpec, k: int | None) -> tuple[dict[str, Missing], int]:
             f"write under [semantics] first:   {written}",
         )
     if "threshold" not in missing:
+        if k is not None:
+            raise UsageError(
+                f"--k {k} is of a threshold, and what is missing is {', '.join(missing)}",
+                "leave --k out",
+            )
         return missing, 0
     said = [fact.value for fact in facts.record("").facts if fact.name == "k"]
     if k is not None and said and said[0] != k:
@@ -211,22 +228,26 @@ def _estimable(one: Missing) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where the facts go, and the text of the entry that will name them."""
+    """Where the facts go, the text of the entry that will name them, and those already known."""
 
     entry: Path
     statistics: Path
     text: str
+    earlier: Mapping[str, Tensor]
+    origins: Mapping[str, Origin]  # of the earlier ones
 
     @classmethod
     def of(
         cls, registry: Registry, spec: SaeSpec, out: str | None, answered: Iterable[str]
     ) -> _Target:
-        """Errors: UsageError for a place that cannot be written; SpecError (the entry's text)."""
+        """Errors: UsageError (built in, there already), WriteError, SpecError (its text)."""
         old, origin = Path(spec.path), registry.saes.origin(spec.name)
         text = without_questions(old.read_text(encoding="utf-8"), answered)
         entry = old if out is None else entry_path("sae", spec.name, out)
         statistics = entry.with_name(f"{entry.stem}.statistics.safetensors")
         text = with_key(text, "semantics", "statistics", statistics.name, where=spec.path)
+        known = statistics_path(spec)
+        earlier = (read_statistics(known), origins_of(known)) if known else ({}, {})
         if entry.absolute() == old.absolute():
             writable = os.access(old, os.W_OK) and os.access(old.parent, os.W_OK)
             if origin.root == paths.CONTENT or not writable:
@@ -234,20 +255,23 @@ class _Target:
                 raise UsageError(
                     f"{old} {why}", f"saebench estimate {spec.name} --out FOLDER   writes a copy"
                 )
-            return cls(entry, statistics, text)
+            check_folder(entry.parent)
+            return cls(entry, statistics, text, *earlier)
+        check_folder(entry.parent)
         if entry.exists():
             raise UsageError(f"{entry} is there already", "choose another --out, or remove it")
         text = with_key(text, "", "replaces", origin.label, where=spec.path)
         if spec.weights.file is not None:
             file = relative(local_path(spec, spec.weights.file), entry.parent)
             text = with_key(text, "weights", "file", file, where=spec.path)
-        return cls(entry, statistics, text)
+        return cls(entry, statistics, text, *earlier)
 
-    def write(self, facts: Mapping[str, Tensor], origin: Mapping[str, str]) -> None:
+    def write(self, facts: Mapping[str, Tensor], origin: Origin) -> None:
         """The statistics first: an entry never names a file that is not there."""
         assert set(facts) <= set(NAMES)
-        self.entry.parent.mkdir(parents=True, exist_ok=True)
-        write_statistics(self.statistics, facts, origin)
+        make_folder(self.entry.parent)
+        origins = {**self.origins, **dict.fromkeys(facts, origin)}
+        write_statistics(self.statistics, {**self.earlier, **facts}, origins)
         write_bytes(self.entry, self.text.encode())
         read_spec(SaeSpec, self.entry, origin["sae"])
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from saebench.beside import beside_paths, beside_sha256, beside_wanted, statistics_path, usual
 from saebench.errors import SpecError, WeightsError
+from saebench.formats.statistics import write_statistics
 from saebench.registry import Registry
 from saebench.specs import SaeSpec, WeightsSpec
 from saebench.units import coder_identity
@@ -104,14 +107,34 @@ def test_a_configuration_is_part_of_what_is_measured(tmp_path: Path) -> None:
 
 def test_statistics_are_part_of_what_is_measured(tmp_path: Path) -> None:
     (tmp_path / "sae.pt").write_bytes(b"x")
-    (tmp_path / "s.safetensors").write_text("numbers")
     spec = entry(tmp_path, semantics={"statistics": "s.safetensors"})
+
+    def identity(std: float, **origin: str) -> dict[str, str]:
+        facts = {"input_std": torch.tensor(std)}
+        write_statistics(tmp_path / "s.safetensors", facts, {"input_std": origin})
+        return beside_sha256(spec)
+
+    first = identity(2.0, images="64")
     assert statistics_path(spec) == tmp_path / "s.safetensors"
-    assert beside_sha256(spec) == {"statistics": sha256("numbers")}
+    assert list(first) == ["statistics"]
+    assert identity(2.0, images="640", saebench_version="0") == first
+    assert identity(2.5, images="64") != first
     with pytest.raises(WeightsError, match="is not there"):
         statistics_path(entry(tmp_path, semantics={"statistics": "none.safetensors"}))
     with pytest.raises(SpecError, match="name of a file"):
         statistics_path(entry(tmp_path, semantics={"statistics": 3}))
+
+
+def test_two_names_of_one_configuration(tmp_path: Path) -> None:
+    spec = entry(tmp_path, beside={"config.json": "0" * 64, "../config.json": "1" * 64})
+    on_hub = replace(spec, weights=replace(spec.weights, file=None, hub="a/b", filename="l/s.pt"))
+    said = r"mine\.toml: 'config\.json' and '\.\./config\.json' .* are both its config\.json"
+    with pytest.raises(SpecError, match=said):
+        beside_paths(spec, tmp_path / "sae.pt")
+    with pytest.raises(SpecError, match=said):
+        beside_sha256(spec)
+    with pytest.raises(SpecError, match=said):
+        beside_wanted(on_hub)
 
 
 def test_of_a_hub_at_the_commit_of_the_weights(tmp_path: Path, hub: HubStandIn) -> None:

@@ -12,10 +12,10 @@ import torch
 
 import saebench
 from saebench import cli, trainfacts
-from saebench.errors import Mismatch, SpecError, UsageError
+from saebench.errors import Mismatch, SpecError, UsageError, WriteError
 from saebench.estimate import Estimated, estimate
 from saebench.formats.facts import Estimate
-from saebench.formats.statistics import origin_of, read_statistics
+from saebench.formats.statistics import origins_of, read_statistics
 from saebench.registry import Registry
 from saebench.tomledit import with_key
 from tests import asking_format
@@ -126,8 +126,8 @@ def test_fewer_positive_latents_than_a_batch_keeps(root: Path) -> None:
 def test_where_it_comes_from(root: Path) -> None:
     entry(root, "origin", threshold="1", k="4")
     done = found(root, "origin", dataset="shapes")
-    said = origin_of(done.statistics)
-    assert said == {"format": "saebench-statistics", **done.origin}
+    said = origins_of(done.statistics)["threshold"]
+    assert said == done.origin
     assert (said["backbone"], said["site"], said["tokens"]) == ("small", "blocks.1", "all")
     assert (said["dataset"], said["split"], said["images"]) == ("shapes", "train", str(N))
     assert (said["k"], said["saebench_version"]) == ("4", saebench.__version__)
@@ -169,6 +169,51 @@ def test_nothing_is_missing(root: Path) -> None:
         found(root, "twice")
 
 
+def test_what_was_found_earlier_stays(root: Path, tmp_path: Path) -> None:
+    """Of the same file, in place and in a copy; each fact with what it came from."""
+    semantics = "\n[semantics]\nthreshold = 0.5\n"
+    path = entry(root, "again", semantics, scaling="zscore", threshold="1", k="5")
+    first = found(root, "again")
+    before, file = read_statistics(first.statistics), first.statistics.read_bytes()
+    path.write_text(path.read_text().replace("threshold = 0.5\n", ""))
+    done = found(root, "again", out=str(tmp_path))
+    assert first.statistics.read_bytes() == file
+    for one in (done, found(root, "again")):
+        after = read_statistics(one.statistics)
+        assert set(one.facts) == {"threshold"}
+        assert set(after) == {"input_mean", "input_std", "threshold"}
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        origins = origins_of(one.statistics)
+        assert origins["input_mean"] == origins["input_std"] == first.origin
+        assert origins["threshold"] == one.origin != first.origin
+    sae = saebench.load_sae("small/again", registry=root)
+    assert sae.record.estimated == ("input_mean", "input_std", "threshold")
+
+
+def test_what_is_asked_in_vain(root: Path) -> None:
+    entry(root, "vain", scaling="zscore")
+    with pytest.raises(UsageError, match="--k 9 is of a threshold, and what is missing is input"):
+        found(root, "vain", k=9)
+    for images in (0, -1):
+        with pytest.raises(UsageError, match=f"--images {images}: there is nothing"):
+            estimate(Registry.load([root]), "small/vain", images=images)
+
+
+def test_a_place_that_cannot_be_written_is_seen_before_any_pass(root: Path, tmp_path: Path) -> None:
+    entry(root, "place", threshold="1", k="4")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/x", "/proc/x"):
+        with pytest.raises(WriteError, match="cannot be written"):
+            found(root, "place", out=str(out), on_images=lambda n: pytest.fail("a pass was made"))
+    with pytest.raises(KeyboardInterrupt):
+        found(root, "place", out=str(tmp_path / "new"), on_images=_stopped)
+    assert not (tmp_path / "new").exists()
+
+
+def _stopped(n: int) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def test_a_copy_of_a_built_in_entry(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,12 +243,9 @@ def test_an_interrupt_leaves_the_entry_as_it_was(
     path = entry(root, "stopped", threshold="1", k="7")
     before = path.read_text()
 
-    def stopped(n: int) -> NoReturn:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        found(root, "stopped", on_images=stopped)
-    monkeypatch.setattr("saebench.estimate.write_statistics", lambda *_: stopped(0))
+        found(root, "stopped", on_images=_stopped)
+    monkeypatch.setattr("saebench.estimate.write_statistics", lambda *_: _stopped(0))
     with pytest.raises(KeyboardInterrupt):
         found(root, "stopped")
     assert path.read_text() == before
