@@ -14,9 +14,10 @@ import torch
 from saebench import cli, load_sae
 from saebench.errors import Mismatch, SpecError, UsageError, WeightsError
 from saebench.formats import read_entry
+from saebench.formats.facts import Missing
 from saebench.identity import file_sha256
 from saebench.registry import Registry
-from saebench.scaffold.asking import parse_fact, without_questions
+from saebench.scaffold.asking import answers, parse_fact, parse_facts, without_questions
 from saebench.scaffold.sae import NewSae, new_sae
 from saebench.scaffold.words import backbone_of, choose_backbone, site_of, tokens_of
 from saebench.specs import SiteSpec
@@ -233,6 +234,84 @@ def test_an_sae_on_an_sae(root: Path) -> None:
     file = root / "registry/saes/small/meta.safetensors"
     made = new(root, "small/above", file, site="sae:small/b/codes")
     assert made.spec.site == "sae:small/b/codes"
+    assert made.spec.l0 is not None
+    assert "# its k; adds" in made.path.read_text()
+    with pytest.raises(Mismatch, match=rf"reads {LATENTS} dim.* 'sae:small/b/decoder' has {WIDTH}"):
+        new(root, "small/aside", file, site="sae:small/b/decoder")
+    narrow = root / "registry/saes/small/b.safetensors"
+    with pytest.raises(Mismatch, match=rf"reads {WIDTH} dim.* 'sae:small/b/codes' has {LATENTS}"):
+        new(root, "small/aside", narrow, site="sae:small/b/codes")
+    assert not (root / "registry/saes/small/aside.toml").exists()
+    # Its codes are those of both SAEs together: how many is not in the file.
+    on_decoder = new(root, "small/aside", narrow, site="sae:small/b/decoder")
+    assert on_decoder.spec.l0 is None
+    assert "\n# l0 = 16                       # as measured; adds" in on_decoder.path.read_text()
+
+
+@pytest.mark.usefixtures("asking")
+def test_an_unfinished_entry_is_completed_by_the_same_command(root: Path) -> None:
+    file = asks(root, threshold="1", scaling="zscore", norm="1", model="small")
+    path = new(root, "small/x", file).path
+    first = path.read_text()
+    assert new(root, None, file).path.read_text() == first
+    made = new(root, "small/x", file, semantics={"threshold": 0.5})
+    assert [one.name for one in made.missing] == ["input", "dictionary_norm"]
+    by_hand = path.read_text().replace("# dictionary_norm = …", 'dictionary_norm = "l2"')
+    path.write_text(by_hand)
+    with pytest.raises(UsageError, match=r"threshold = 0\.6 is given, and .*x\.toml says 0\.5"):
+        new(root, "small/x", file, semantics={"threshold": 0.6})
+    made = new(root, None, file, semantics={"input": "raw"})
+    assert not made.missing
+    said = {"threshold": 0.5, "dictionary_norm": "l2", "input": "raw"}
+    assert Registry.load([root]).sae("small/x").semantics == said
+    assert read_entry(Registry.load([root]).sae("small/x")).d_sae == LATENTS
+    with pytest.raises(UsageError, match="is there already"):
+        new(root, "small/x", file)
+
+
+@pytest.mark.usefixtures("asking")
+def test_what_a_person_wrote_into_an_unfinished_entry_is_not_lost(root: Path) -> None:
+    file = asks(root, threshold="1")
+    path = new(root, "small/x", file).path
+    for old, mine in (
+        ('description = ""', 'description = "Mine."'),
+        ("[weights]", "# A note.\n[weights]"),
+        ('tokens = "all" ', 'tokens = "cls" '),
+        ("# Written by  saebench new", "# Written by me, not by  saebench new"),
+    ):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, mine, 1))
+        with pytest.raises(UsageError, match="is there already"):
+            new(root, "small/x", file, semantics={"threshold": 0.5})
+        assert path.read_text() == text.replace(old, mine, 1)
+        path.write_text(text)
+
+
+def test_an_unfinished_format_is_completed(root: Path, tmp_path: Path) -> None:
+    case = next(case for case in cases() if case.stated and not case.semantics)
+    backbone = BACKBONE.replace("width = 16", f"width = {case.d}")
+    write(root, {"registry/backbones/narrow.toml": backbone})
+    (tmp_path / "files").mkdir()
+    file = case.write(tmp_path / "files")
+    (question,) = new(root, "narrow/x", file).missing
+    assert question.name == "format"
+    made = new(root, "narrow/x", file, format=case.stated)
+    assert (made.spec.format, made.missing) == (case.stated, ())
+
+
+def test_a_place_that_cannot_be_written(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    file = root / "registry/saes/small/b.safetensors"
+    for out in (tmp_path / "file", tmp_path / "file/x", "/proc/x"):
+        for name in (("small/x",), ("--backbone", "small")):
+            command = ("new", "sae", *name, "--from", file, "--registry", root, "--out", out)
+            assert run(*command) == 1
+            assert "cannot be written" in capsys.readouterr().err
+        assert run("new", "task", "mine", "--out", out) == 1
+        assert "cannot be written" in capsys.readouterr().err
 
 
 # Words
@@ -286,7 +365,12 @@ def test_a_hook_is_a_site_only_for_sure(hook: str, site: str) -> None:
         ("patches", "patches"),
         ("use_patches_only", "patches"),
         ("spatial", "patches"),
-        ("all 50 tokens", "all"),
+        ("cls and patches", "cls+patches"),
+        ("all 50 tokens", ""),
+        ("all patches", ""),
+        ("patches only, no cls", ""),
+        ("non-cls patches", ""),
+        ("no cls", ""),
         ("registers", ""),
         ("pooled", ""),
     ],
@@ -313,6 +397,22 @@ def test_a_map_has_a_grid_where_others_have_patches() -> None:
 )
 def test_facts_as_they_are_typed(text: str, fact: tuple[str, Any]) -> None:
     assert parse_fact(text) == fact
+
+
+@pytest.mark.usefixtures("asking")
+@pytest.mark.parametrize("value", [True, [True] * WIDTH, [1.0] * (WIDTH - 1) + [False]])
+def test_a_truth_is_no_number(root: Path, value: Any) -> None:
+    with pytest.raises(SpecError, match="input_std has to be a number"):
+        new(root, "small/x", asks(root, scaled="1"), semantics={"input_std": value})
+
+
+def test_a_fact_that_is_typed_twice() -> None:
+    assert parse_facts(["input_std=2", "k=3"]) == {"input_std": 2, "k": 3}
+    with pytest.raises(UsageError, match="input_std is typed twice: 2 and 3"):
+        parse_facts(["input_std=2", "input_std=3"])
+    asked = Missing("input_std", "", "")
+    with pytest.raises(UsageError, match="input_std is typed twice"):
+        answers([asked], lambda _: "input_std = 2, input_std = 3")
 
 
 @pytest.mark.parametrize("text", ["k", "=3", "k=", "a b=3"])
@@ -342,8 +442,9 @@ def test_the_command_lists_what_is_missing_and_exits_with_1(
     assert "threshold   not stored" in said
     assert f"saebench estimate small/x --registry {root}   finds input, threshold" not in said
     assert f"saebench estimate small/x --registry {root}   finds threshold" in said
-    (root / "registry/saes/small/x.toml").unlink()
+    assert "or type the command again with --set NAME=VALUE" in said
     assert run(*command, "--set", "threshold=0.5") == 0
+    assert Registry.load([root]).sae("small/x").semantics == {"threshold": 0.5}
     assert f"next: saebench check sae small/x --registry {root}" in capsys.readouterr().out
 
 

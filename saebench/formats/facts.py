@@ -290,6 +290,8 @@ class Facts:
         """[d] float32 of a number or of d numbers."""
         if _is_number(value):
             return torch.full((d,), float(value))
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value])):
+            raise self._wrong(name, f"a number or {d} numbers")
         try:
             vector = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):

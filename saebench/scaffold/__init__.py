@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from saebench.atomic import check_folder, make_folder
 from saebench.errors import UsageError
 from saebench.registry import Registry, Shelf
 
@@ -37,13 +38,14 @@ def write_new(
 
     source: of a backbone, `timm:…`, `open_clip:…` or `hf-hub:…` (`saebench.scaffold.upstream`).
     Of an SAE: `saebench.scaffold.sae.new_sae`.
-    Errors: UsageError for a name that is none or is taken; those of building a backbone's model.
+    Errors: UsageError for a name that is none or is taken; WriteError for a place that cannot be
+    written; those of building a backbone's model.
     """
     path = checked_path(registry, kind, name, out)
     if kind != "backbone" and (source or loader or weights):
         raise UsageError(f"--from, --weights and --loader are not of a {kind}")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "backbone":
             from saebench.scaffold.backbone import backbone_entry
 
@@ -57,9 +59,13 @@ def write_new(
 
 
 def checked_path(registry: Registry, kind: str, name: str, out: str) -> Path:
-    """Where a new entry of this name will be. Errors: UsageError for a name that cannot be new."""
+    """Where a new entry of this name will be.
+
+    Errors: UsageError for a name that cannot be new, WriteError for a place that cannot be written.
+    """
     check_name(kind, name)
     path = entry_path(kind, name, out)
+    check_folder(path.parent)
     if path.exists():
         raise UsageError(f"{path} is there already", "choose another name, or edit that file")
     if (taken := _taken(registry, kind, name)) is not None:

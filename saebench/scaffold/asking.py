@@ -16,6 +16,16 @@ Ask = Callable[[str], str]  # shows a question, gives the answer: `input`
 NOTHING = "(an empty answer leaves it open)"
 
 
+def parse_facts(texts: Iterable[str]) -> dict[str, Any]:
+    """Several of `parse_fact`. Errors: UsageError, also for a fact that is there twice."""
+    found: dict[str, Any] = {}
+    for name, value in map(parse_fact, texts):
+        if name in found:
+            raise UsageError(f"{name} is typed twice: {found[name]!r} and {value!r}", "keep one")
+        found[name] = value
+    return found
+
+
 def parse_fact(text: str) -> tuple[str, Any]:
     """`k=32`, as it is typed behind --set. Errors: UsageError."""
     name, equals, written = text.partition("=")
@@ -40,19 +50,18 @@ def answers(missing: Sequence[Missing], ask: Ask) -> dict[str, Any]:
         typed = ask(f"{one.name}: {one.about}\n  {one.choices}   {NOTHING}\n{one.name} = ").strip()
         if not typed:
             continue
-        if named := dict(_several(typed)):
+        if named := parse_facts(_several(typed)):
             found |= named
         else:
             found[one.name] = parse_value(typed)
     return found
 
 
-def _several(typed: str) -> Iterator[tuple[str, Any]]:
+def _several(typed: str) -> Iterator[str]:
     """The facts of `a = 1, b = [2, 3]`; nothing for a plain value."""
     starts = [match.start() for match in re.finditer(r"(?:^|(?<=[\s,;]))\w+\s*=", typed)]
     for start, stop in pairwise([*starts, len(typed)]):
-        part = typed[start:stop].strip().removesuffix("and").strip(" ,;")
-        yield parse_fact(part)
+        yield typed[start:stop].strip().removesuffix("and").strip(" ,;")
 
 
 def question(missing: Missing) -> str:
@@ -62,6 +71,11 @@ def question(missing: Missing) -> str:
 
 def _begun(name: str) -> str:
     return f"# {name} = …   # asked: "
+
+
+def is_question(line: str) -> bool:
+    """Whether a line of an entry is a `question`."""
+    return re.match(_begun(r"\w+"), line) is not None
 
 
 def without_questions(text: str, answered: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """The entry of an SAE, of any checkpoint: what its file says, and what has to be said of it.
 
 The file is read as a run would read it, so an entry that is complete can be measured. What nobody
-says yet stands in the entry as a comment to fill in.
+says yet stands in the entry as a comment to fill in, by hand or by the same command with --set.
 """
 
 from __future__ import annotations
@@ -13,20 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from saebench.address import Checkpoint, locate
-from saebench.atomic import write_bytes
-from saebench.coders import chain_of, check_fit
+from saebench.atomic import check_folder, make_folder, write_bytes
+from saebench.coders import chain_of, check_fit, on_decoder
 from saebench.errors import Mismatch, NotFound, UsageError
+from saebench.formats import read_entry
 from saebench.formats.content import sniff
 from saebench.formats.facts import Missing
 from saebench.identity import file_sha256
+from saebench.loading import check_widths
 from saebench.record import Record
 from saebench.registry import Registry
-from saebench.scaffold import checked_path, relative
-from saebench.scaffold.asking import Ask, from_terminal, listed, parse_fact, question
+from saebench.saes import Sae
+from saebench.scaffold import FOLDERS, check_name, checked_path, entry_path, relative
+from saebench.scaffold.asking import Ask, from_terminal, listed, parse_facts, question
 from saebench.scaffold.looking import Looked, look
 from saebench.scaffold.toml import commented, comments, setting
+from saebench.scaffold.unfinished import Unfinished, header
 from saebench.scaffold.words import choose_backbone, site_of, tokens_of
-from saebench.specs import BackboneSpec, SaeSpec, WeightsSpec
+from saebench.specs import BackboneSpec, SaeSpec, SiteSpec, WeightsSpec
+from saebench.whereabouts import is_here
 
 
 @dataclass(frozen=True)
@@ -56,27 +61,47 @@ def new_sae(
 
     name, backbone, site, tokens: None takes what the file says, and else the backbone's own site
     and all tokens. semantics: facts that the file does not say. ask: of a person, for all others.
+    An entry of this name that still asks is completed, with what stands in it.
     Errors: UsageError (a name that is taken or none, a backbone, site or tokens that have to be
     chosen); NotFound, Mismatch (backbone, site, width); SpecError (facts that contradict the file);
-    WeightsError (no SAE).
+    WeightsError (no SAE); WriteError.
     """
     if source is None:
         raise UsageError(
             "an SAE is a checkpoint", "saebench new sae [NAME] --from FILE, FOLDER or hf-hub:…"
         )
-    if name is not None:
-        checked_path(registry, "sae", name, out)
+    check_folder(Path(out) / FOLDERS["sae"])
+    earlier = None if name is None else _place(registry, name, out)
+    given = dict(semantics or {})
     checkpoint = locate(source, name or source)
     content = sniff(checkpoint.path, checkpoint.configurations)
-    looked = look(content, format, dict(semantics or {}), ask)
+    if earlier is not None:
+        given, format = earlier.with_facts(given), format or earlier.format
+    looked = look(content, format, given, ask)
     owner = _owner(registry, name, backbone, looked.record)
-    name = name or f"{owner.name}/{_plain(checkpoint.title)}"
-    path = checked_path(registry, "sae", name, out)
+    if name is None:
+        name = f"{owner.name}/{_plain(checkpoint.title)}"
+        earlier = _place(registry, name, out)
+        if earlier is not None:
+            looked = look(content, format or earlier.format, earlier.with_facts(looked.given), ask)
+    path = entry_path("sae", name, out)
     spec = _spec(registry, owner, name, path, checkpoint, looked, site, tokens)
     text = _text(spec, source, owner, looked)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if earlier is not None:
+        earlier.check_kept(text)
+    make_folder(path.parent)
     write_bytes(path, text.encode())
     return NewSae(path, spec, looked.record, looked.missing)
+
+
+def _place(registry: Registry, name: str, out: str) -> Unfinished | None:
+    """The unfinished entry of this name; None where a new one can be. Errors: `checked_path`'s."""
+    check_name("sae", name)
+    path = entry_path("sae", name, out)
+    check_folder(path.parent)
+    if (earlier := Unfinished.at(path, name)) is None:
+        checked_path(registry, "sae", name, out)
+    return earlier
 
 
 # --- the entry ----------------------------------------------------------------------------------
@@ -131,10 +156,13 @@ def _spec(
         semantics=semantics,
         architecture=sae.architecture if sae else "",
         trained_on=said.get("dataset", ""),
-        l0=_l0(looked),
     )
+    if not on_decoder(spec):  # whose codes are those of both SAEs together
+        spec = replace(spec, l0=_l0(looked))
     chain = chain_of(registry, spec)
     there = check_fit(owner, chain[-1])
+    if len(chain) > 1 and sae is not None:
+        _check_above(chain, sae, there)
     if len(chain) == 1:
         if tokens is None:
             spec = replace(spec, tokens=_said_tokens(said.get("tokens", ""), owner, chosen))
@@ -146,6 +174,13 @@ def _spec(
                 f"--site {', '.join(fitting)}" if fitting else "is it of another backbone?",
             )
     return spec
+
+
+def _check_above(chain: Sequence[SaeSpec], sae: Sae, site: SiteSpec) -> None:
+    """The width of an SAE on an SAE, where those below are on this machine. Errors: Mismatch."""
+    if all(map(is_here, chain[1:])):
+        saes = {link.name: read_entry(link) for link in chain[1:]}
+        check_widths(chain, {**saes, chain[0].name: sae}, site.width, chain[-1].site)
 
 
 def _said_site(hook: str, owner: BackboneSpec) -> str:
@@ -198,7 +233,7 @@ def _text(spec: SaeSpec, source: str, owner: BackboneSpec, looked: Looked) -> st
     kinds = ", ".join(owner.sites[spec.site].kinds) if spec.site in owner.sites else ""
     asked = {one.name: one for one in looked.missing}
     lines = [
-        f"# Written by  saebench new sae {spec.name} --from {source}",
+        header(spec.name) + source,
         *_said(looked.record),
         setting("backbone", spec.backbone),
         setting("site", spec.site, f"of: {sites}"),
@@ -210,14 +245,14 @@ def _text(spec: SaeSpec, source: str, owner: BackboneSpec, looked: Looked) -> st
         lines.append(question(asked.pop("format")))
     if spec.architecture:
         lines.append(setting("architecture", spec.architecture))
-    l0 = "# l0 = 16" if spec.l0 is None else f"l0 = {spec.l0:g}"
+    l0 = ("# l0 = 16", "as measured") if spec.l0 is None else (f"l0 = {spec.l0:g}", "its k")
     lines += [
         "",
         "# Documentation, and how leaderboards group. All of it may stay empty.",
         'description = ""',
         commented('recipe = ""', "SAEs that differ in sparsity or seed alone share a recipe"),
         setting("trained_on", spec.trained_on, "the dataset"),
-        commented(l0, "as measured; adds the PCA control of that rank"),
+        commented(l0[0], f"{l0[1]}; adds the PCA control of that rank"),
         "# seed = 0",
         'licence = ""',
         'paper = ""',
@@ -264,7 +299,7 @@ def print_new_sae(
 
     interactive: whether somebody is there to be asked. Errors: as `new_sae`.
     """
-    semantics = dict(map(parse_fact, facts))
+    semantics = parse_facts(facts)
     ask = from_terminal if interactive else None
     new = new_sae(registry, name, source, out=out, semantics=semantics, ask=ask, **options)
     said = new.record.trained_on
@@ -279,7 +314,8 @@ def print_new_sae(
     print("It cannot be read yet: the file does not say")
     print("\n".join(listed(new.missing)))
     print(
-        f"Fill that in where it stands as a comment in {new.path}, or type it as --set NAME=VALUE"
+        f"Fill that in where it stands as a comment in {new.path}, or type the command again with "
+        "--set NAME=VALUE"
     )
     if estimable := [one.name for one in new.missing if one.estimate]:
         print(

@@ -100,20 +100,31 @@ def site_of(hook: str, spec: BackboneSpec) -> str:
     return outputs[0] if len(outputs) == 1 else ""
 
 
-_TOKENS = (
-    (r"\ball\b|cls\s*(\+|and)\s*patch", "all"),
-    (r"\bcls\b|cls_token|class token", "cls"),
-    (r"patch|spatial", "patches"),
-)
+# As makers and their configurations write them, without underscores and hyphens.
+_TOKENS = {
+    "all": {"all", "all tokens"},
+    "cls+patches": {"cls and patches", "cls + patches", "cls+patches"},
+    "cls": {"cls", "cls only", "cls token", "cls token only", "class token", "class token only"},
+    "patches": {
+        "patches",
+        "patch",
+        "patches only",
+        "use patches only",
+        "patch tokens",
+        "patch tokens only",
+        "spatial",
+        "spatial tokens",
+    },
+}
 
 
 def tokens_of(words: str, site: SiteSpec) -> str:
     """The token kinds that words mean, as an entry says them; '' where that is not certain."""
     if words in site.kinds:
         return words
-    for pattern, kinds in _TOKENS:
-        if re.search(pattern, words.lower()):
-            if kinds == "patches" and "patches" not in site.kinds and "grid" in site.kinds:
-                kinds = "grid"
-            return kinds if kinds == "all" or kinds in site.kinds else ""
-    return ""
+    plain = " ".join(re.sub(r"[_-]", " ", words.lower()).split())
+    kinds = next((kinds for kinds, known in _TOKENS.items() if plain in known), "")
+    if kinds == "patches" and "patches" not in site.kinds and "grid" in site.kinds:
+        kinds = "grid"
+    there = kinds == "all" or all(kind in site.kinds for kind in kinds.split("+"))
+    return kinds if there else ""
