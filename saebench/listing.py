@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ def print_ls(registry: Registry, kind: str | None, glob: str, console: Console) 
     broken = 0
     for one in (kind,) if kind else KINDS:
         if kind is None and glob == "*" and one == "saes":
-            rows, errors = folded(registry), []  # there may be thousands
-        else:
-            rows, errors = listing(registry, one, glob)
+            _print_kind(one, folded(registry), console)  # there may be thousands
+            console.print("  saebench ls saes 'FOLDER/*'  lists them", style="dim")
+            continue
+        rows, errors = listing(registry, one, glob)
         _print_kind(one, rows, console)
         for error in errors:
             console.print(f"error: {error}", style="red", markup=False)
@@ -76,25 +78,51 @@ def _summary(registry: Registry, kind: str, name: str) -> tuple[str, str]:
 
 
 def folded(registry: Registry) -> list[tuple[str, str, str]]:
-    """How many SAEs each folder has; none of them is read."""
+    """How many SAEs each folder has, by its glob; none of them is read."""
     counts: dict[str, int] = {}
     for name in registry.saes:
         folder = name.rpartition("/")[0]
         counts[folder] = counts.get(folder, 0) + 1
-    return [
-        (f"{folder}/…", f"{n} SAE{'s' if n > 1 else ''}   saebench ls saes '{folder}/*'", "")
-        for folder, n in counts.items()
-    ]
+    return [(f"{folder}/*", f"{n} SAE{'s' if n > 1 else ''}", "") for folder, n in counts.items()]
 
 
 def _print_kind(kind: str, rows: list[tuple[str, str, str]], console: Console) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console.print(Text(kind if kind != "saes" else "SAEs", style="bold"))
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, text, origin in rows:
-        table.add_row(Text(f"  {name}"), Text(text), Text(origin, style="dim"))
-    if not rows:
-        table.add_row("  none")
-    console.print(table)
+    for line, origin in lines(rows, _width(console)) or [("  none", "")]:
+        console.print(Text.assemble(line, (origin, "dim")), soft_wrap=True)
+
+
+def _width(console: Console) -> int | None:
+    """Of the terminal; of a pipe what $COLUMNS says, and None where that says nothing."""
+    said = os.environ.get("COLUMNS", "")
+    return console.width if console.is_terminal else int(said) if said.isdecimal() else None
+
+
+def lines(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tuple[str, str]]:
+    """(name and what it is, origin) of each row, aligned; in `width` characters where there is one.
+
+    Where a row is wider, no origin is shown, and the end of what it is is left out. A name is never
+    cut, since it is there to be typed; long ones push what they are out of its column.
+    """
+    column = max((len(name) for name, _, _ in rows), default=0)
+    second = max((len(text) for _, text, _ in rows), default=0)
+    third = max((len(origin) for _, _, origin in rows), default=0)
+    if width is None or 2 + column + 2 + second + 2 + third <= width:
+        return [
+            (f"  {name:<{column}}  {text:<{second if origin else 0}}", origin and f"  {origin}")
+            for name, text, origin in rows
+        ]
+    column = min(column, width // 2)
+    return [
+        (_cut(f"  {name:<{column}}  {text}", len(name) + 2, width), "") for name, text, _ in rows
+    ]
+
+
+def _cut(line: str, least: int, width: int) -> str:
+    """A line in `width` characters, but not less than its first `least`."""
+    if len(line) <= width:
+        return line
+    cut = line[: max(width - 1, least)].rstrip()
+    return cut + "…" if len(cut) > least else line[:least]
