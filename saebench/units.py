@@ -19,7 +19,7 @@ from saebench.data.dataset import Dataset
 from saebench.identity import content_hash
 from saebench.modelfiles import model_files
 from saebench.registry import Registry
-from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
+from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, semantic_fields
 from saebench.task import REPLICATES, Task
 from saebench.weights import HUB_MODEL, weights_sha256
 
@@ -102,16 +102,16 @@ def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
     if ref.control:
         fields |= {"control": ref.control, "k": ref.k}
     if ref.sae:
-        fields["saes"] = [
-            {
-                "name": link.name,
-                **semantic_fields(link),
-                "weights": weights_sha256(link),
-                # Only where there is any, so that ids of SAEs that say it all do not change.
-                **({"beside": found} if (found := beside_sha256(link)) else {}),
-            }
-            for link in chain_of(registry, ref.sae)
-        ]
+        fields["saes"] = [_sae_identity(link) for link in chain_of(registry, ref.sae)]
+    return fields
+
+
+def _sae_identity(spec: SaeSpec) -> dict[str, Any]:
+    fields = {"name": spec.name, **semantic_fields(spec), "weights": weights_sha256(spec)}
+    # What is in the statistics counts, not what their file is called.
+    fields["semantics"] = {k: v for k, v in fields["semantics"].items() if k != "statistics"}
+    if beside := beside_sha256(spec):  # those that have none keep the ids of before there were any
+        fields["beside"] = beside
     return fields
 
 

@@ -125,6 +125,23 @@ def test_statistics_are_part_of_what_is_measured(tmp_path: Path) -> None:
         statistics_path(entry(tmp_path, semantics={"statistics": 3}))
 
 
+def test_what_a_statistics_file_is_called_measures_nothing_anew(tmp_path: Path) -> None:
+    from saebench.coders import CoderRef
+
+    def identity(name: str) -> dict[str, Any]:
+        add_sae(tmp_path, "a", random_sae())
+        folder = tmp_path / "registry/saes/small"
+        write_statistics(folder / name, {"threshold": torch.tensor(0.5)}, {"threshold": {}})
+        with (folder / "a.toml").open("a") as file:
+            file.write(f'\n[semantics]\nstatistics = "{name}"\n')
+        registry = Registry.load([tmp_path])
+        return coder_identity(registry, CoderRef("small/a", "s", "all", registry.sae("small/a")))
+
+    first = identity("one.safetensors")
+    assert "statistics" in first["saes"][0]["beside"]
+    assert identity("other.safetensors") == first
+
+
 def test_two_names_of_one_configuration(tmp_path: Path) -> None:
     spec = entry(tmp_path, beside={"config.json": "0" * 64, "../config.json": "1" * 64})
     on_hub = replace(spec, weights=replace(spec.weights, file=None, hub="a/b", filename="l/s.pt"))
