@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-MOST_STEPS = 2_000_000  # a state dict takes some thousands, a list in a configuration one an item
+MOST_STEPS = 500_000  # a tensor takes some forty, a list in a configuration one an item
 MOST_SHARED = 100_000  # of what is handed to functions, beside what the file is long
-MOST_VALUES = 4_000_000  # of a value written out in full
+MOST_VALUES = 1_000_000  # of a value written out in full
 MOST_DEPTH = 64
 
 
@@ -36,6 +36,10 @@ class ForeignName(Exception):
 
 class Damaged(ValueError):
     """A file that is damaged, or that says what no library writes."""
+
+
+class Unsupported(ValueError):
+    """A file that may be sound, and holds what is not read here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,7 @@ def loads(
     """The value of the pickle at a place in `data`, and the place where it ends.
 
     `stored` gives what a reference to something outside the pickle stands for.
-    Errors: ForeignName, Damaged.
+    Errors: ForeignName, Damaged, Unsupported.
     """
     machine = _Machine(data, names, stored, at)
     try:
@@ -106,7 +110,7 @@ def loads(
     except (LookupError, TypeError, ValueError, OverflowError, struct.error) as error:
         if machine.foreign:
             raise ForeignName(machine.foreign) from None
-        if isinstance(error, Damaged):
+        if isinstance(error, (Damaged, Unsupported)):
             raise
         raise Damaged(f"a damaged pickle ({type(error).__name__}: {error})") from None
     if machine.foreign:
@@ -124,13 +128,15 @@ def _written_out(value: Any, sizes: dict[int, tuple[int, int]], above: int = 0) 
     if isinstance(value, str):
         return 1 + len(value) // 8, 0
     if isinstance(value, Stub):
-        parts: Iterable[Any] = vars(value).values()
+        parts: Collection[Any] = vars(value).values()
     elif isinstance(value, dict):
         parts = value.values()
     elif isinstance(value, (list, tuple)):
         parts = value
     else:
         return 1, 0
+    if not parts:
+        return 1, 1
     if id(value) in sizes:
         return sizes[id(value)]
     size, levels = 1, 0
@@ -138,6 +144,8 @@ def _written_out(value: Any, sizes: dict[int, tuple[int, int]], above: int = 0) 
     for part in parts if above < MOST_DEPTH else ():
         more, below = _written_out(part, sizes, above + 1)
         size, levels = size + more, max(levels, below)
+        if size > MOST_VALUES:
+            break
     if above == MOST_DEPTH or levels == MOST_DEPTH or size > MOST_VALUES:
         raise Damaged(
             f"more than {MOST_VALUES:,} values when written out, or more than {MOST_DEPTH} deep"
@@ -178,6 +186,7 @@ class _Machine:
         self, data: Span, names: Names, stored: Callable[[Any], Any] | None, at: int
     ) -> None:
         self.data, self.names, self.stored, self.at = data, names, stored, at
+        self.file, self.end = data.file, len(data)
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.granted: dict[int, Any] = {}  # by identity
@@ -190,7 +199,7 @@ class _Machine:
             if operation == ord("."):
                 return self.stack.pop()
             self.do(operation)
-        raise Damaged(f"a pickle of more than {MOST_STEPS:,} steps")
+        raise Unsupported(f"a pickle of more than {MOST_STEPS:,} steps")
 
     def span(self, n: int) -> Span:
         """Where the next n bytes are."""
@@ -200,7 +209,13 @@ class _Machine:
 
     def take(self, n: int) -> bytes:
         """The next n bytes."""
-        return self.span(n).read()
+        if n > self.end - self.at:
+            raise Damaged("a pickle that ends too early")
+        self.file.seek(self.data.start + self.at)
+        self.at += n
+        if len(taken := self.file.read(n)) < n:
+            raise Damaged("a file that ends too early")
+        return taken
 
     def length(self, n: int) -> int:
         return int.from_bytes(self.take(n), "little")
@@ -284,7 +299,7 @@ class _Machine:
         elif op == 0x95:  # FRAME
             self.take(8)
         else:
-            raise Damaged(f"a pickle with the operation {op:#04x}, which weights do not need")
+            raise Unsupported(f"a pickle with the operation {op:#04x}, which weights do not need")
 
     def named(self, module: str, name: str) -> Any:
         full = f"{_PYTHON_2.get(module, module)}.{name}"
@@ -333,7 +348,7 @@ def a(kind: type, value: Any) -> Any:
 
 
 def plain_key(key: Any) -> Any:
-    """What a dictionary may have for a key. Errors: Damaged."""
+    """What a dictionary may have for a key. Errors: Unsupported."""
     if key is not None and type(key) not in (str, int, float, bool):
-        raise Damaged(f"a pickle with a {type(key).__name__} for a key")
+        raise Unsupported(f"a pickle with a {type(key).__name__} for a key")
     return key

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,24 +24,33 @@ import torch
 from torch import Tensor
 
 from saebench.archives import ZIP, members, stored_at
-from saebench.pickles import Damaged, Names, Span, a, loads, plain_key
+from saebench.pickles import Damaged, Names, Span, Unsupported, a, loads, plain_key
 
 LARGEST_PICKLE = 64 * 2**20  # bytes of the pickle beside the storages
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how a legacy file begins
+MOST_TENSORS = 20_000  # a training checkpoint has some thousands
+# How a legacy file begins: a pickle, of whatever protocol, of a number.
+_LEGACY = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+_LONGEST_HEAD = 32  # bytes of it, and more
 _VERSION = 1001
 _MOST_DIMENSIONS = 16
-_LARGEST_EMPTY = 2**20
+_LARGEST_EMPTY = 2**30  # what the dimensions of an empty tensor make that are not 0
+_LARGEST_COPIES = 2**26  # bytes of all tensors of a file that show a stored value twice
 
 
 class TorchScript(Exception):
     """An archive that is a program, not only weights."""
 
 
+def is_legacy(head: bytes) -> bool:
+    """Whether a file that begins so is one that `torch.save` wrote before it wrote archives."""
+    return _LEGACY.match(head) is not None
+
+
 def read_torch(path: Path, names: Names, offset: int = 0) -> Any:
     """What `torch.save` wrote, from `offset` on. `names`: what it may name beside tensors.
 
     Dictionaries of any kind are plain ones, parameters plain tensors.
-    Errors: ForeignName (it needs code), Damaged, TorchScript, OSError.
+    Errors: ForeignName (it needs code), Damaged, Unsupported, TorchScript, OSError.
     """
     with path.open("rb") as file:
         return _read(file, offset, names)
@@ -49,21 +59,28 @@ def read_torch(path: Path, names: Names, offset: int = 0) -> Any:
 def read_bare(file: BinaryIO, names: Names) -> Any:
     """What `pickle.dump` wrote, or `torch.save`. Errors: as `read_torch`."""
     file.seek(0)
-    if file.read(len(LEGACY)).startswith((LEGACY, ZIP)):
+    head = file.read(_LONGEST_HEAD)
+    if head.startswith(ZIP) or is_legacy(head):
         return _read(file, 0, names)
 
     def nested(data: Any) -> _Storage:
-        return a(_Storage, _legacy(a(Span, data), _either(TENSORS, _no_name)))
+        return a(_Storage, _legacy(a(Span, data), _either(_PLAIN, _no_name)))
 
-    known = _either({"torch.storage._load_from_bytes": nested}, _either(TENSORS, names))
-    return loads(Span(file, 0, file.seek(0, io.SEEK_END)), known)[0]
+    tensors = _Tensors()
+    known = {"torch.storage._load_from_bytes": nested, **_PLAIN, **tensors.names()}
+    value, _ = loads(Span(file, 0, file.seek(0, io.SEEK_END)), _either(known, names))
+    tensors.separate()
+    return value
 
 
 def _read(file: BinaryIO, start: int, names: Names) -> Any:
     data = Span(file, start, file.seek(0, io.SEEK_END))
     file.seek(start)
     read = _archive if file.read(len(ZIP)) == ZIP else _legacy
-    return read(data, _either(TENSORS, names))
+    tensors = _Tensors()
+    value = read(data, _either({**_PLAIN, **tensors.names()}, names))
+    tensors.separate()
+    return value
 
 
 def _either(known: Mapping[str, Any], names: Names) -> Names:
@@ -85,7 +102,7 @@ def _archive(data: Span, names: Names) -> Any:
     _check_size(data, sum(info.file_size for info in found.values()))
     folders = [name.removesuffix("data.pkl") for name in found if name.endswith("/data.pkl")]
     if len(folders) != 1:
-        raise Damaged(f"an archive with {len(folders)} data.pkl: not one of torch.save")
+        raise Unsupported(f"an archive with {len(folders)} data.pkl: not one of torch.save")
     folder = folders[0]
 
     def read(name: str) -> Tensor:
@@ -97,7 +114,7 @@ def _archive(data: Span, names: Names) -> Any:
         return tensor
 
     if f"{folder}byteorder" in found and bytes(read("byteorder")) != b"little":
-        raise Damaged("its numbers are big-endian")
+        raise Unsupported("its numbers are big-endian")
     storages: dict[str, Tensor] = {}
 
     def stored(reference: Any) -> _Storage:
@@ -111,12 +128,15 @@ def _archive(data: Span, names: Names) -> Any:
 
 def _legacy(data: Span, names: Names) -> Any:
     head = data.part(0, min(len(data), LARGEST_PICKLE))
-    if head.part(0, min(len(head), len(LEGACY))).read() != LEGACY:
-        raise Damaged("a pickle that torch.save did not write")
-    version, at = loads(head, _no_name, at=len(LEGACY))
+    begins = _LEGACY.match(head.part(0, min(len(head), _LONGEST_HEAD)).read())
+    if begins is None:
+        raise Unsupported("a pickle that torch.save did not write")
+    version, at = loads(head, _no_name, at=begins.end())
     system, at = loads(head, _no_name, at=at)
-    if version != _VERSION or a(dict, system).get("little_endian") is not True:
-        raise Damaged("a legacy file of torch of an unknown kind")
+    if version != _VERSION:
+        raise Unsupported("a legacy file of torch of an unknown version")
+    if a(dict, system).get("little_endian") is not True:
+        raise Unsupported("its numbers are big-endian")
     claimed = 0
     storages: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
@@ -188,34 +208,107 @@ def _storage(data: Tensor, dtype: torch.dtype, n_bytes: int) -> _Storage:
     return _Storage(data, dtype)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """A view of a storage that shows no more values than the storage has."""
-    if max(len(a(tuple, shape)), len(a(tuple, strides))) > _MOST_DIMENSIONS:
-        raise Damaged(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
-    sizes, steps = [a(int, n) for n in shape], [a(int, n) for n in strides]
-    n = math.prod(sizes)
-    last = a(int, offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
-    stored = a(_Storage, storage).n
-    # What is empty may have other dimensions, of which nothing is stored.
-    fits = max(n, last + 1) <= stored if n else max(sizes) <= max(stored, _LARGEST_EMPTY)
-    if not fits or min([offset, *sizes, *steps]) < 0:
-        raise Damaged(
-            f"a tensor of shape {sizes} and strides {steps} in a storage of {stored:,} values"
-        )
-    if n == 0:
-        return torch.empty(sizes, dtype=storage.dtype)
-    return storage.data.view(storage.dtype).as_strided(sizes, steps, offset)
+class _Tensors:
+    """Builds the tensors of one file, which it counts."""
+
+    def __init__(self) -> None:
+        self.n, self.copied = 0, 0
+        self.overlapping: list[Tensor] = []
+
+    def names(self) -> Mapping[str, Any]:
+        """What stands for the functions that build tensors."""
+        return {
+            "torch._utils._rebuild_tensor": self.tensor,
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch._utils._rebuild_tensor_v3": self.tensor_of_bytes,
+            "torch._utils._rebuild_parameter": self.parameter,
+            "torch._utils._rebuild_parameter_with_state": self.parameter,
+            "torch._tensor._rebuild_from_type_v2": self.of_type,
+        }
+
+    def tensor(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any = False,
+        hooks: Any = None,
+        metadata: Any = None,
+    ) -> Tensor:
+        """A view of a storage, which may not be read yet."""
+        if metadata:
+            # `{"neg": True}` or `{"conj": True}`.
+            raise Unsupported("a tensor that is the negative or conjugate of what is stored")
+        self.n += 1
+        if self.n > MOST_TENSORS:
+            raise Unsupported(f"a file of more than {MOST_TENSORS:,} tensors")
+        if max(len(a(tuple, shape)), len(a(tuple, strides))) > _MOST_DIMENSIONS:
+            raise Damaged(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
+        sizes, steps = [a(int, n) for n in shape], [a(int, n) for n in strides]
+        stored = a(_Storage, storage).n
+        spans = [(size - 1) * step for size, step in zip(sizes, steps, strict=True)]
+        if 0 in sizes:  # nothing of it is stored
+            fits = math.prod(size or 1 for size in sizes) <= max(stored, _LARGEST_EMPTY)
+        else:
+            fits = a(int, offset) + sum(spans) < stored
+        if not fits or min([a(int, offset), *sizes, *steps]) < 0:
+            raise Damaged(
+                f"a tensor of shape {sizes} and strides {steps} in a storage of {stored:,} values"
+            )
+        if 0 in sizes:
+            return torch.empty(sizes, dtype=storage.dtype)
+        # The step along a dimension of 1 is never taken, and may be any number.
+        steps = [step if size > 1 else 1 for size, step in zip(sizes, steps, strict=True)]
+        overlaps = _overlaps(sizes, steps)
+        self.copied += overlaps * math.prod(sizes) * storage.dtype.itemsize
+        if self.copied > _LARGEST_COPIES:
+            raise Unsupported(f"a tensor of shape {sizes} expanded from {stored:,} values")
+        view = storage.data.view(storage.dtype).as_strided(sizes, steps, offset)
+        if overlaps:
+            self.overlapping.append(view)
+        return view
+
+    def separate(self) -> None:
+        """Give each tensor that shows a stored value twice values of its own."""
+        for view in self.overlapping:
+            view.data = view.clone(memory_format=torch.contiguous_format)
+
+    def tensor_of_bytes(
+        self,
+        storage: Any,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: Any,
+        hooks: Any,
+        dtype: Any,
+        metadata: Any = None,
+    ) -> Tensor:
+        """A tensor of a kind that has no storage of its own."""
+        of = _Storage(a(_Storage, storage).data, a(torch.dtype, dtype))
+        if len(of.data) % of.dtype.itemsize:
+            raise Damaged(f"a storage of {len(of.data):,} bytes for values of {of.dtype}")
+        return self.tensor(of, offset, shape, strides, metadata=metadata)
+
+    def parameter(self, tensor: Any, *_: Any) -> Tensor:
+        return a(Tensor, tensor)
+
+    def of_type(self, rebuild: Any, _: Any, arguments: Any, __: Any) -> Tensor:
+        """A parameter or tensor that has attributes, which are no weights."""
+        if rebuild not in (self.tensor, self.tensor_of_bytes, self.parameter):
+            raise Damaged("a tensor of another kind")
+        return rebuild(*a(tuple, arguments))
 
 
-def _of_type(rebuild: Any, _: Any, arguments: Any, __: Any) -> Tensor:
-    """A parameter or tensor that has attributes, which are no weights."""
-    if rebuild not in (_tensor, _parameter):
-        raise Damaged("a tensor of another kind")
-    return rebuild(*a(tuple, arguments))
-
-
-def _parameter(tensor: Any, *_: Any) -> Tensor:
-    return a(Tensor, tensor)
+def _overlaps(sizes: Sequence[int], steps: Sequence[int]) -> bool:
+    """Whether two places of a view may be one of its storage."""
+    reach = 0
+    for step, size in sorted(zip(steps, sizes, strict=True)):
+        if size > 1 and step <= reach:
+            return True
+        reach += (size - 1) * step
+    return False
 
 
 def _dictionary(items: Any = None) -> dict[Any, Any]:
@@ -243,7 +336,17 @@ _DTYPES = {
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
 }
-TENSORS: Mapping[str, Any] = {
+# Of these, the storage says only how many bytes it has.
+_OF_BYTES = (
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
+_PLAIN: Mapping[str, Any] = {
     "collections.OrderedDict": _dictionary,
     "collections.Counter": _dictionary,
     "builtins.set": lambda items=(): frozenset(plain_key(item) for item in a(list, items)),
@@ -254,12 +357,8 @@ TENSORS: Mapping[str, Any] = {
     ),
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _of_type,
     **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
-    **{str(dtype): dtype for dtype in _DTYPES.values()},
+    "torch.storage.UntypedStorage": torch.uint8,
+    **{str(dtype): dtype for dtype in (*_DTYPES.values(), *_OF_BYTES)},
 }
-"""What pickles of tensors name, and what is done in its place. `None`: nothing."""
+"""What pickles of tensors name beside functions that build them. `None`: nothing is done."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from saebench import archives
 from saebench.archives import ZIP
 from saebench.errors import WeightsError
-from saebench.pickles import Damaged, ForeignName, Stub
+from saebench.pickles import Damaged, ForeignName, Stub, Unsupported
 from saebench.torchfiles import TorchScript, read_torch
 
 # How checkpoints begin: a zip archive, or a bare pickle. The length of a safetensors file's header
@@ -51,6 +51,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             "OpenAI's CLIP models are had as weights alone too, such as hub = "
             "'timm/vit_base_patch32_clip_224.openai'; of another, save model.state_dict() in a "
             "place where you trust it",
+        ) from None
+    except Unsupported as error:
+        raise WeightsError(
+            f"{path} is not read: {error}",
+            "where it was written, save the weights alone again, as safetensors",
         ) from None
     except (Damaged, OSError) as error:
         raise WeightsError(

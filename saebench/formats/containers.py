@@ -30,8 +30,8 @@ from saebench import archives
 from saebench.archives import ZIP
 from saebench.errors import WeightsError
 from saebench.formats import pickles
-from saebench.pickles import Damaged, Stub, bounded
-from saebench.torchfiles import LEGACY
+from saebench.pickles import Damaged, Stub, Unsupported, bounded
+from saebench.torchfiles import MOST_TENSORS, is_legacy
 from saebench.weights import first_bytes, is_safetensors
 
 Container = Literal["safetensors", "torch", "saev", "npz", "pickle"]
@@ -39,6 +39,7 @@ Container = Literal["safetensors", "torch", "saev", "npz", "pickle"]
 GZIP = b"\x1f\x8b"
 LARGEST_LINE = 2**20  # bytes of saev's line of JSON
 LARGEST_CONFIG = 16 * 2**20
+LARGEST_HEADER = 4 * 2**20  # of safetensors: some hundred bytes for a tensor
 LARGEST_YAML = 2**18  # PyYAML reads some hundred kilobytes a second
 LARGEST_RATIO = 20  # of bytes decompressed to bytes stored; weights hardly compress
 SMALL = 64 * 2**20  # bytes that may be decompressed whatever the ratio
@@ -57,7 +58,7 @@ def container_of(path: Path) -> Container:
         return "safetensors"
     if head.startswith(ZIP):
         return "npz" if _is_npz(path) else "torch"
-    if head.startswith(LEGACY):
+    if is_legacy(head):
         return "torch"
     if head.startswith((GZIP, b"\x80")):
         return "pickle"
@@ -149,12 +150,12 @@ def read_header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise _truncated(path, 8 + length, size)
-        if length > LARGEST_CONFIG:
-            raise WeightsError(
-                f"{path} has a header of {length:,} bytes", "no SAE has: get it again"
-            )
+        if length > LARGEST_HEADER:
+            raise pickles.unsupported(path, Unsupported(f"a header of {length:,} bytes"))
         header = parse_json(file.read(length), f"the safetensors header of {path}")
     entries = {name: entry for name, entry in header.items() if name != META}
+    if len(entries) > MOST_TENSORS:
+        raise pickles.unsupported(path, Unsupported(f"a file of {len(entries):,} tensors"))
     check_names(entries, path)
     try:
         metadata = header.get(META, {})
@@ -208,9 +209,11 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of an archive. Errors: WeightsError (truncated, twice the same)."""
+    """The members of an archive. Errors: WeightsError (truncated, twice the same, too many)."""
     try:
         return archives.members(path)
+    except Unsupported as error:
+        raise pickles.unsupported(path, error) from None
     except Damaged as error:
         raise pickles.damaged(path, error) from None
 
@@ -241,23 +244,27 @@ def read_npz(path: Path) -> dict[str, torch.Tensor]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy"): _array(archive, name) for name in members}
-    except (WeightsError, MemoryError):
+    except MemoryError:
         raise
+    except Unsupported as error:
+        raise pickles.unsupported(path, error) from None
     except Exception as error:  # what NumPy and zipfile raise for damaged bytes is not documented
         raise pickles.damaged(path, error) from None
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> torch.Tensor:
-    """Errors: WeightsError where an array's header promises other than its member holds."""
+    """Errors: Damaged where an array's header promises other than its member holds, Unsupported."""
     size = archive.getinfo(name).file_size
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
-            raise Damaged(f"{name} has an array of version {version}")
+            raise Unsupported(f"{name} has an array of version {version}")
         read = f"read_array_header_{version[0]}_0"
         shape, fortran, dtype = getattr(np.lib.format, read)(file)
+        if dtype.kind not in "fiub" or dtype.itemsize > 8:
+            raise Unsupported(f"{name} is an array of {dtype}, not of numbers".replace("\n", " "))
         n_bytes = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "fiub" or min(shape, default=0) < 0 or n_bytes != size - file.tell():
+        if min(shape, default=0) < 0 or n_bytes != size - file.tell():
             raise Damaged(
                 f"{name} says it is {list(shape)!r:.80} of {dtype}, and has {size:,} bytes"
             )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import torch
 
 from saebench import torchfiles
 from saebench.errors import WeightsError
-from saebench.pickles import Damaged, ForeignName, Span, Stub, a
+from saebench.pickles import Damaged, ForeignName, Span, Stub, Unsupported, a
 
 # Classes of configurations that are saved whole, whatever module their project had them in.
 _CONFIG_CLASSES = frozenset(
@@ -53,14 +53,19 @@ def numpy_number(dtype: Any, data: Any = None) -> float | int:
         or dtype.code not in kinds
         or dtype.order not in ("<", ">")
     ):
-        raise Damaged("a NumPy value that is no number")
+        raise Unsupported("a NumPy value that is no number of a usual kind")
     return struct.unpack(dtype.order + kinds[dtype.code], a(Span, data).read())[0]
 
 
+def path_text(*parts: Any) -> str:
+    """A path as its text: of paths that are made of paths, each may be twice the one before."""
+    return str(PurePosixPath(*(a(str, part) for part in parts)))
+
+
 _NAMES: Mapping[str, Any] = {
-    "pathlib.PosixPath": PurePosixPath,
-    "pathlib.PurePosixPath": PurePosixPath,
-    "pathlib._local.PosixPath": PurePosixPath,
+    "pathlib.PosixPath": path_text,
+    "pathlib.PurePosixPath": path_text,
+    "pathlib._local.PosixPath": path_text,
     "numpy.dtype": NumpyDtype,
     "numpy.core.multiarray.scalar": numpy_number,
     "numpy._core.multiarray.scalar": numpy_number,
@@ -96,19 +101,21 @@ def _read(where: Path, read: Callable[[], Any]) -> Any:
             f"{where} is a TorchScript archive: a program, not only weights",
             "save the state dict where it was written: torch.save(sae.state_dict(), path)",
         ) from None
+    except Unsupported as error:
+        raise unsupported(where, error) from None
     except (Damaged, OSError) as error:
         raise damaged(where, error) from None
 
 
 def plain(value: Any) -> Any:
-    """A configuration as dicts of plain values: a stub's attributes, a path as its text."""
+    """A configuration as dicts of plain values: a stub's attributes."""
     if isinstance(value, Stub):
         return {key: plain(item) for key, item in vars(value).items()}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(plain(item) for item in value)
-    return str(value) if isinstance(value, (PurePath, torch.dtype)) else value
+    return str(value) if isinstance(value, torch.dtype) else value
 
 
 def damaged(where: Path, error: BaseException) -> WeightsError:
@@ -117,4 +124,12 @@ def damaged(where: Path, error: BaseException) -> WeightsError:
     return WeightsError(
         f"{where} cannot be read: {first}",
         f"it has {where.stat().st_size:,} bytes, and is truncated or damaged: get it again",
+    )
+
+
+def unsupported(where: Path, error: Unsupported) -> WeightsError:
+    """A file that may be sound, of a kind that is not read."""
+    return WeightsError(
+        f"{where} is not read: {error}",
+        "where it was written, save the weights alone again, as safetensors",
     )
