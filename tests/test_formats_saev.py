@@ -62,7 +62,9 @@ def test_a_batchtopk_without_a_threshold_asks_what_it_was(tmp_path: Path) -> Non
     assert missing(path, activation="batchtopk") == {"threshold": "threshold"}
     by_row = read_sae(path, facts=Facts({"activation": "topk"}))
     assert (by_row.k, by_row.architecture) == (4, "topk")
-    first = write(tmp_path, line(1, {**OLD, "top_k": 4}, cls="BatchTopK", commit="5951e84"), state())
+    first = write(
+        tmp_path, line(1, {**OLD, "top_k": 4}, cls="BatchTopK", commit="5951e84"), state()
+    )
     assert missing(first, input="raw") == {"threshold": "threshold"}
 
 
