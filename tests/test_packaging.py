@@ -28,13 +28,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def listed(site: Path, elsewhere: Path, *arguments: str) -> str:
+    """What a pipe gets: whole lines, where no $COLUMNS says how wide it is."""
+    wide = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     done = subprocess.run(
         [sys.executable, "-m", "saebench", "ls", *arguments],
         capture_output=True,
         text=True,
         check=True,
         cwd=elsewhere,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env={**wide, "PYTHONPATH": str(site)},
     )
     return done.stdout
 
