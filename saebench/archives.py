@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-from saebench.pickles import Damaged, Unsupported
+from saebench.plainvalues import Damaged, Unsupported
 
 ZIP = b"PK\x03\x04"  # how an archive with members begins
 

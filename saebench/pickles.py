@@ -14,75 +14,23 @@ are a `Span`: where they are, for whoever wants them.
 
 from __future__ import annotations
 
-import io
 import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from saebench.plainvalues import (
+    Damaged,
+    ForeignName,
+    Span,
+    Stub,
+    Unsupported,
+    a,
+    bounded,
+    plain_key,
+)
 
 MOST_STEPS = 500_000  # a tensor takes some forty, a list in a configuration one an item
 MOST_SHARED = 100_000  # of what is handed to functions, beside what the file is long
-MOST_VALUES = 1_000_000  # of a value written out in full
-MOST_DEPTH = 64
-
-
-class ForeignName(Exception):
-    """A pickle names what is not among the few names that are known: it needs code to be read."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(dict.fromkeys(names))
-        super().__init__(", ".join(self.names[:4]))
-
-
-class Damaged(ValueError):
-    """A file that is damaged, or that says what no library writes."""
-
-
-class Unsupported(ValueError):
-    """A file that may be sound, and holds what is not read here."""
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Bytes of a file, from `start` to `end`, which are read when they are wanted."""
-
-    file: BinaryIO
-    start: int
-    end: int
-
-    @classmethod
-    def of(cls, data: bytes | memoryview) -> Span:
-        return cls(io.BytesIO(data), 0, len(data))
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-    def part(self, at: int, n: int) -> Span:
-        """n bytes from the place `at` in it. Errors: Damaged where it has fewer."""
-        if n > len(self) - at:
-            raise Damaged("a pickle that ends too early")
-        return Span(self.file, self.start + at, self.start + at + n)
-
-    def read(self) -> bytes:
-        """Errors: Damaged where the file is shorter."""
-        self.file.seek(self.start)
-        if len(data := self.file.read(len(self))) < len(self):
-            raise Damaged("a file that ends too early")
-        return data
-
-
-class Stub:
-    """Stands for an object of a class that is never imported: attributes and nothing else."""
-
-    def __init__(self, *_: Any, **attributes: Any) -> None:
-        self.__dict__.update(attributes)
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if type(state) is tuple else (state,):  # (attributes, those in slots)
-            for name, value in a(dict, part).items() if part is not None else ():
-                if a(str, name).startswith("__"):
-                    raise Damaged(f"an object with an attribute {name!r:.50}")
-                vars(self)[name] = value
 
 
 Names = Callable[[str], Any]
@@ -116,42 +64,6 @@ def loads(
     if machine.foreign:
         raise ForeignName(machine.foreign)
     return value, machine.at
-
-
-def bounded(value: Any) -> None:
-    """Errors: Damaged for a value that would be huge or deep when it is written out in full."""
-    _written_out(value, {})
-
-
-def _written_out(value: Any, sizes: dict[int, tuple[int, int]], above: int = 0) -> tuple[int, int]:
-    """(values, levels) of a value when shared parts are counted each time. Errors: Damaged."""
-    if isinstance(value, str):
-        return 1 + len(value) // 8, 0
-    if isinstance(value, Stub):
-        parts: Collection[Any] = vars(value).values()
-    elif isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, (list, tuple)):
-        parts = value
-    else:
-        return 1, 0
-    if not parts:
-        return 1, 1
-    if id(value) in sizes:
-        return sizes[id(value)]
-    size, levels = 1, 0
-    # A value that holds itself never ends, and so is too deep.
-    for part in parts if above < MOST_DEPTH else ():
-        more, below = _written_out(part, sizes, above + 1)
-        size, levels = size + more, max(levels, below)
-        if size > MOST_VALUES:
-            break
-    if above == MOST_DEPTH or levels == MOST_DEPTH or size > MOST_VALUES:
-        raise Damaged(
-            f"more than {MOST_VALUES:,} values when written out, or more than {MOST_DEPTH} deep"
-        )
-    sizes[id(value)] = size, levels + 1
-    return sizes[id(value)]
 
 
 _MARK = object()
@@ -338,17 +250,3 @@ class _Machine:
     def knows(self, value: Any) -> bool:
         """Whether it is something that was named, and not a value that was built."""
         return id(value) in self.granted
-
-
-def a(kind: type, value: Any) -> Any:
-    """A value of a pickle that has to be of this type. Errors: Damaged."""
-    if type(value) is not kind:
-        raise Damaged(f"a pickle that takes a {type(value).__name__} for a {kind.__name__}")
-    return value
-
-
-def plain_key(key: Any) -> Any:
-    """What a dictionary may have for a key. Errors: Unsupported."""
-    if key is not None and type(key) not in (str, int, float, bool):
-        raise Unsupported(f"a pickle with a {type(key).__name__} for a key")
-    return key

@@ -13,10 +13,8 @@ the storages are read into their place, and nothing else of the file is held.
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,17 +22,15 @@ import torch
 from torch import Tensor
 
 from saebench.archives import ZIP, members, stored_at
-from saebench.pickles import Damaged, Names, Span, Unsupported, a, loads, plain_key
+from saebench.pickles import Names, loads
+from saebench.plainvalues import Damaged, Span, Unsupported, a
+from saebench.torchtensors import PLAIN, Storage, Tensors, referred, storage_of
 
 LARGEST_PICKLE = 64 * 2**20  # bytes of the pickle beside the storages
-MOST_TENSORS = 20_000  # a training checkpoint has some thousands
 # How a legacy file begins: a pickle, of whatever protocol, of a number.
 _LEGACY = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 _LONGEST_HEAD = 32  # bytes of it, and more
 _VERSION = 1001
-_MOST_DIMENSIONS = 16
-_LARGEST_EMPTY = 2**30  # what the dimensions of an empty tensor make that are not 0
-_LARGEST_COPIES = 2**26  # bytes of all tensors of a file that show a stored value twice
 
 
 class TorchScript(Exception):
@@ -63,11 +59,11 @@ def read_bare(file: BinaryIO, names: Names) -> Any:
     if head.startswith(ZIP) or is_legacy(head):
         return _read(file, 0, names)
 
-    def nested(data: Any) -> _Storage:
-        return a(_Storage, _legacy(a(Span, data), _either(_PLAIN, _no_name)))
+    def nested(data: Any) -> Storage:
+        return a(Storage, _legacy(a(Span, data), _either(PLAIN, _no_name)))
 
-    tensors = _Tensors()
-    known = {"torch.storage._load_from_bytes": nested, **_PLAIN, **tensors.names()}
+    tensors = Tensors()
+    known = {"torch.storage._load_from_bytes": nested, **PLAIN, **tensors.names()}
     value, _ = loads(Span(file, 0, file.seek(0, io.SEEK_END)), _either(known, names))
     tensors.separate()
     return value
@@ -77,8 +73,8 @@ def _read(file: BinaryIO, start: int, names: Names) -> Any:
     data = Span(file, start, file.seek(0, io.SEEK_END))
     file.seek(start)
     read = _archive if file.read(len(ZIP)) == ZIP else _legacy
-    tensors = _Tensors()
-    value = read(data, _either({**_PLAIN, **tensors.names()}, names))
+    tensors = Tensors()
+    value = read(data, _either({**PLAIN, **tensors.names()}, names))
     tensors.separate()
     return value
 
@@ -117,11 +113,11 @@ def _archive(data: Span, names: Names) -> Any:
         raise Unsupported("its numbers are big-endian")
     storages: dict[str, Tensor] = {}
 
-    def stored(reference: Any) -> _Storage:
-        dtype, key, n_bytes = _referred(reference)
+    def stored(reference: Any) -> Storage:
+        dtype, key, n_bytes = referred(reference)
         if key not in storages:
             storages[key] = read(f"data/{key}")
-        return _storage(storages[key], dtype, n_bytes)
+        return storage_of(storages[key], dtype, n_bytes)
 
     return loads(Span.of(read("data.pkl").numpy().data), names, stored)[0]
 
@@ -141,14 +137,14 @@ def _legacy(data: Span, names: Names) -> Any:
     storages: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
 
-    def stored(reference: Any) -> _Storage:
+    def stored(reference: Any) -> Storage:
         nonlocal claimed
-        dtype, key, n_bytes = _referred(reference)
+        dtype, key, n_bytes = referred(reference)
         if key not in storages:
             claimed += n_bytes
             _check_size(data, claimed)
             storages[key], widths[key] = torch.empty(n_bytes, dtype=torch.uint8), dtype.itemsize
-        return _storage(storages[key], dtype, n_bytes)
+        return storage_of(storages[key], dtype, n_bytes)
 
     value, at = loads(head, names, stored, at)
     keys, at = loads(head, _no_name, at=at)
@@ -177,188 +173,3 @@ def _fill(file: Any, at: int, tensor: Tensor) -> None:
         if not (n := file.readinto(rest)):
             raise Damaged("the file is too short for its tensors")
         rest = rest[n:]
-
-
-# --- tensors ---
-
-
-@dataclass(frozen=True, eq=False)
-class _Storage:
-    """The bytes of a storage, and what one value in it is."""
-
-    data: Tensor
-    dtype: torch.dtype
-
-    @property
-    def n(self) -> int:
-        return len(self.data) // self.dtype.itemsize
-
-
-def _referred(reference: Any) -> tuple[torch.dtype, str, int]:
-    """(dtype, key, bytes) of a reference to a storage, as both containers write it."""
-    kind, dtype, key, _, n, *view = a(tuple, reference)
-    if kind != "storage" or view not in ([], [None]) or a(int, n) < 0:
-        raise Damaged("a reference to something that is no storage")
-    return a(torch.dtype, dtype), a(str, key), n * dtype.itemsize
-
-
-def _storage(data: Tensor, dtype: torch.dtype, n_bytes: int) -> _Storage:
-    if len(data) != n_bytes:
-        raise Damaged(f"a storage of {len(data):,} bytes, and {n_bytes:,} are referred to")
-    return _Storage(data, dtype)
-
-
-class _Tensors:
-    """Builds the tensors of one file, which it counts."""
-
-    def __init__(self) -> None:
-        self.n, self.copied = 0, 0
-        self.overlapping: list[Tensor] = []
-
-    def names(self) -> Mapping[str, Any]:
-        """What stands for the functions that build tensors."""
-        return {
-            "torch._utils._rebuild_tensor": self.tensor,
-            "torch._utils._rebuild_tensor_v2": self.tensor,
-            "torch._utils._rebuild_tensor_v3": self.tensor_of_bytes,
-            "torch._utils._rebuild_parameter": self.parameter,
-            "torch._utils._rebuild_parameter_with_state": self.parameter,
-            "torch._tensor._rebuild_from_type_v2": self.of_type,
-        }
-
-    def tensor(
-        self,
-        storage: Any,
-        offset: Any,
-        shape: Any,
-        strides: Any,
-        requires_grad: Any = False,
-        hooks: Any = None,
-        metadata: Any = None,
-    ) -> Tensor:
-        """A view of a storage, which may not be read yet."""
-        if metadata:
-            # `{"neg": True}` or `{"conj": True}`.
-            raise Unsupported("a tensor that is the negative or conjugate of what is stored")
-        self.n += 1
-        if self.n > MOST_TENSORS:
-            raise Unsupported(f"a file of more than {MOST_TENSORS:,} tensors")
-        if max(len(a(tuple, shape)), len(a(tuple, strides))) > _MOST_DIMENSIONS:
-            raise Damaged(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
-        sizes, steps = [a(int, n) for n in shape], [a(int, n) for n in strides]
-        stored = a(_Storage, storage).n
-        spans = [(size - 1) * step for size, step in zip(sizes, steps, strict=True)]
-        if 0 in sizes:  # nothing of it is stored
-            fits = math.prod(size or 1 for size in sizes) <= max(stored, _LARGEST_EMPTY)
-        else:
-            fits = a(int, offset) + sum(spans) < stored
-        if not fits or min([a(int, offset), *sizes, *steps]) < 0:
-            raise Damaged(
-                f"a tensor of shape {sizes} and strides {steps} in a storage of {stored:,} values"
-            )
-        if 0 in sizes:
-            return torch.empty(sizes, dtype=storage.dtype)
-        # The step along a dimension of 1 is never taken, and may be any number.
-        steps = [step if size > 1 else 1 for size, step in zip(sizes, steps, strict=True)]
-        overlaps = _overlaps(sizes, steps)
-        self.copied += overlaps * math.prod(sizes) * storage.dtype.itemsize
-        if self.copied > _LARGEST_COPIES:
-            raise Unsupported(f"a tensor of shape {sizes} expanded from {stored:,} values")
-        view = storage.data.view(storage.dtype).as_strided(sizes, steps, offset)
-        if overlaps:
-            self.overlapping.append(view)
-        return view
-
-    def separate(self) -> None:
-        """Give each tensor that shows a stored value twice values of its own."""
-        for view in self.overlapping:
-            view.data = view.clone(memory_format=torch.contiguous_format)
-
-    def tensor_of_bytes(
-        self,
-        storage: Any,
-        offset: Any,
-        shape: Any,
-        strides: Any,
-        requires_grad: Any,
-        hooks: Any,
-        dtype: Any,
-        metadata: Any = None,
-    ) -> Tensor:
-        """A tensor of a kind that has no storage of its own."""
-        of = _Storage(a(_Storage, storage).data, a(torch.dtype, dtype))
-        if len(of.data) % of.dtype.itemsize:
-            raise Damaged(f"a storage of {len(of.data):,} bytes for values of {of.dtype}")
-        return self.tensor(of, offset, shape, strides, metadata=metadata)
-
-    def parameter(self, tensor: Any, *_: Any) -> Tensor:
-        return a(Tensor, tensor)
-
-    def of_type(self, rebuild: Any, _: Any, arguments: Any, __: Any) -> Tensor:
-        """A parameter or tensor that has attributes, which are no weights."""
-        if rebuild not in (self.tensor, self.tensor_of_bytes, self.parameter):
-            raise Damaged("a tensor of another kind")
-        return rebuild(*a(tuple, arguments))
-
-
-def _overlaps(sizes: Sequence[int], steps: Sequence[int]) -> bool:
-    """Whether two places of a view may be one of its storage."""
-    reach = 0
-    for step, size in sorted(zip(steps, sizes, strict=True)):
-        if size > 1 and step <= reach:
-            return True
-        reach += (size - 1) * step
-    return False
-
-
-def _dictionary(items: Any = None) -> dict[Any, Any]:
-    return {} if items is None else dict(a(dict, items))
-
-
-def _bytes(text: Any, encoding: Any) -> Span:
-    """Bytes, as protocol 2 writes them."""
-    if encoding != "latin1":
-        raise Damaged("bytes that are encoded in a way that pickles never use")
-    return Span.of(a(str, text).encode("latin1"))
-
-
-_DTYPES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-    "ComplexFloat": torch.complex64,
-    "ComplexDouble": torch.complex128,
-}
-# Of these, the storage says only how many bytes it has.
-_OF_BYTES = (
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-)
-_PLAIN: Mapping[str, Any] = {
-    "collections.OrderedDict": _dictionary,
-    "collections.Counter": _dictionary,
-    "builtins.set": lambda items=(): frozenset(plain_key(item) for item in a(list, items)),
-    "_codecs.encode": _bytes,
-    "torch.Size": lambda items=(): a(tuple, items),
-    "torch.device": lambda kind, n=None: (
-        a(str, kind) if n is None else f"{a(str, kind)}:{a(int, n)}"
-    ),
-    "torch.Tensor": None,
-    "torch.nn.parameter.Parameter": None,
-    **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()},
-    "torch.storage.UntypedStorage": torch.uint8,
-    **{str(dtype): dtype for dtype in (*_DTYPES.values(), *_OF_BYTES)},
-}
-"""What pickles of tensors name beside functions that build them. `None`: nothing is done."""

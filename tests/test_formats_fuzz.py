@@ -29,7 +29,7 @@ from saebench.errors import SaebenchError
 from saebench.formats import FORMATS, read_sae
 from saebench.formats.containers import GZIP, META
 from saebench.formats.content import sniff
-from saebench.pickles import Stub
+from saebench.plainvalues import Stub
 from tests.checkpoints import Case, cases, inputs
 from tests.test_formats_cases import spec_of
 from tests.test_formats_containers import little_memory

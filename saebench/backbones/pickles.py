@@ -15,7 +15,7 @@ from torch import Tensor
 from saebench import archives
 from saebench.archives import ZIP
 from saebench.errors import WeightsError
-from saebench.pickles import Damaged, ForeignName, Stub, Unsupported
+from saebench.plainvalues import Damaged, ForeignName, Stub, Unsupported
 from saebench.torchfiles import TorchScript, read_torch
 
 # How checkpoints begin: a zip archive, or a bare pickle. The length of a safetensors file's header

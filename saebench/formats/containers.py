@@ -30,8 +30,9 @@ from saebench import archives
 from saebench.archives import ZIP
 from saebench.errors import WeightsError
 from saebench.formats import pickles
-from saebench.pickles import Damaged, Stub, Unsupported, bounded
-from saebench.torchfiles import MOST_TENSORS, is_legacy
+from saebench.plainvalues import Damaged, Stub, Unsupported, bounded
+from saebench.torchfiles import is_legacy
+from saebench.torchtensors import MOST_TENSORS
 from saebench.weights import first_bytes, is_safetensors
 
 Container = Literal["safetensors", "torch", "saev", "npz", "pickle"]

@@ -15,7 +15,7 @@ import torch
 
 from saebench import torchfiles
 from saebench.errors import WeightsError
-from saebench.pickles import Damaged, ForeignName, Span, Stub, Unsupported, a
+from saebench.plainvalues import Damaged, ForeignName, Span, Stub, Unsupported, a
 
 # Classes of configurations that are saved whole, whatever module their project had them in.
 _CONFIG_CLASSES = frozenset(

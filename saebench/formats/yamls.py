@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from saebench.pickles import bounded
+from saebench.plainvalues import bounded
 
 
 class _Loader(yaml.SafeLoader):
