@@ -202,7 +202,10 @@ def _watched(loader: Any, ring: torch.Tensor | None) -> Generator[Piece | Saeben
 
 def _exit_code(workers: Sequence[BaseProcess]) -> int:
     """Of the worker that is gone; minus the signal that killed it, 0 where nothing is known."""
-    wait([worker.sentinel for worker in workers], timeout=5)  # its queue may be gone before it is
+    gone = wait([worker.sentinel for worker in workers], timeout=5)  # its queue may go before it
+    for worker in workers:
+        if worker.sentinel in gone:
+            worker.join(timeout=5)  # the sentinel closes a moment before the exit code is there
     return next((worker.exitcode for worker in workers if worker.exitcode), 0)
 
 
