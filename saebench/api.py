@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.data import Access, open_dataset
 from saebench.errors import DataError, UsageError
+from saebench.heads import PROBE_IMAGES
 from saebench.plan import Plan, make_plan
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
@@ -148,6 +149,7 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
         train.sha256,
         min(config.limit or len(test.ids), len(test.ids)),
         min(n_train, len(train.ids)),
+        min(config.train_limit or PROBE_IMAGES * len(dataset.class_names), len(train.ids)),
         access,
         dataset,
         dataset.resolved_revision,

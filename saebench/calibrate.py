@@ -80,6 +80,12 @@ class TrainStatistics:
         """float32 on the backbone's device."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.backbone.device, torch.float32)
 
+    def site_mean(self, site: str) -> torch.Tensor:
+        """[t d] float32: for each token of a site, the train mean of its kind."""
+        layout = self.backbone.spec.sites[site].kinds
+        sums = self.artifacts["site_mean", site].arrays
+        return self.tensor(mean_per_token(sums, layout, tuple(layout)))
+
     def _identity(self, ref: CoderRef) -> Coder:
         return controls.Identity(self._site(ref).width)
 

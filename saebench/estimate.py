@@ -22,7 +22,6 @@ from saebench import paths
 from saebench.api import config_of, source_of
 from saebench.atomic import check_folder, make_folder, write_bytes
 from saebench.backbones import load_backbone
-from saebench.batch import TILE_BYTES, Tiles
 from saebench.beside import statistics_path
 from saebench.coders import CoderRef, check_fit, token_kinds
 from saebench.data import open_dataset
@@ -48,6 +47,7 @@ from saebench.scaffold.asking import without_questions
 from saebench.specs import SaeSpec
 from saebench.store import Store
 from saebench.strict import read_spec
+from saebench.tiles import TILE_BYTES, Tiles
 from saebench.tomledit import with_key
 from saebench.trainfacts import (
     SCALINGS,

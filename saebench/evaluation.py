@@ -12,12 +12,14 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import torch
 
 from saebench.backbones import Backbone
 from saebench.bad_images import BadImages
-from saebench.batch import Images
 from saebench.data import Dataset
 from saebench.data.loader import Batch, parts
+from saebench.images import Images
+from saebench.store import Store
 from saebench.units import SEGMENT, Source
 
 
@@ -33,15 +35,18 @@ class Evaluation:
         workers: int,
         bad_images: Literal["fail", "skip"],
         bad: BadImages,
+        tokens: Store | None = None,
     ) -> None:
         self.backbone, self.dataset, self.source = backbone, dataset, source
         self.workers, self.bad = workers, bad
+        self.tokens = tokens  # where activations are kept and looked for
         self.bad_images: Literal["fail", "skip"] = bad_images
         manifest = dataset.manifest(source.spec.test)
         self.order = manifest.order(source.n_images)
         self.ids = [manifest.ids[row] for row in self.order]
         self.labels = manifest.labels[self.order]
         self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
+        self.means: dict[str, torch.Tensor] = {}  # site -> [t d], for mean ablation
         self._place = np.full(len(manifest), -1)  # row of the manifest -> place in the order
         self._place[self.order] = np.arange(len(self.order))
         self._ahead: Iterator[Iterator[Batch]] = iter(())
@@ -69,6 +74,7 @@ class Evaluation:
                     {name: values[first:stop] for name, values in self.levels.items()},
                     first,
                     self.backbone.acts(on_device, sites),
+                    self.means,
                 )
 
     def _decoded(self, segment: int, batch_size: int) -> Iterator[Batch]:

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 
 from saebench.backbones import Backbone
-from saebench.batch import Tiles, check_finite, rebased
 from saebench.data import Dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError, is_out_of_memory
 from saebench.identity import content_hash
+from saebench.images import check_finite, rebased
 from saebench.saes import Coder
 from saebench.specs import semantic_fields
 from saebench.store import Artifact, Store
+from saebench.tiles import Tiles
 from saebench.units import PROTOCOL, Source
 
 CALIBRATION_IMAGES = 256  # train images that an L0 and a control's scale are measured on

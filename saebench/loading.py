@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from saebench.backbones import Backbone
 from saebench.calibrate import Place, fit_train
@@ -33,6 +34,7 @@ class Loaded:
     parents: dict[CoderRef, tuple[Coder, ...]] = field(default_factory=dict)  # backbone's first
     errors: dict[CoderRef, Exception] = field(default_factory=dict)
     shifts: dict[Place, np.ndarray] = field(default_factory=dict)  # [d] mean of train x
+    means: dict[str, Tensor] = field(default_factory=dict)  # site -> [t d] of each token's kind
 
 
 def load_coders(
@@ -70,6 +72,7 @@ def load_coders(
         seed=seed,
     )
     loaded.shifts = train.shifts
+    loaded.means = {site: train.site_mean(site) for site in {p.site for p in train.shifts}}
     for ref in refs:
         if ref.control is not None and ref not in loaded.errors:
             loaded.coders[ref] = train.control(ref)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.errors import DataError, UsageError, WeightsError
+from saebench.heads import readouts_identity
 from saebench.modelfiles import model_files
+from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.registry import Registry, is_glob
 from saebench.runconfig import RunConfig
 from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
@@ -82,6 +85,7 @@ def make_plan(
     tasks = [load_task(registry, name) for name in registry.match_tasks(config.task)]
     if not config.task and config.suite == "default":
         tasks = [task for task in tasks if task.suite == "default"]
+    chosen = read_options(config.option, tasks)
     choice = choose(registry, backbones, config.sae, config.suite)
     refused = {refusal.name: refusal for refusal in choice.refused}
     sources: dict[str, Source] = {}
@@ -105,7 +109,7 @@ def make_plan(
         source, units = sources[name], []
         for coder in choice.refs[backbone.name]:
             try:
-                units += _units(config, registry, backbone, coder, tasks, source)
+                units += _units(config, registry, backbone, coder, tasks, source, chosen)
             except WeightsError as error:  # an SAE without a file: the others go on
                 sae = coder.sae.name if coder.sae else coder.name
                 refused.setdefault(sae, Refusal(sae, error))
@@ -170,6 +174,7 @@ def _units(
     coder: CoderRef,
     tasks: Sequence[type[Task]],
     source: Source,
+    chosen: Chosen,
 ) -> Iterator[Unit]:
     on_backbone = backbone_identity(backbone, root_site(registry, coder))
     head = head_identity(backbone, source.spec)
@@ -187,7 +192,8 @@ def _units(
     for task in tasks:
         variants = [False, True] if config.conventions and task.has_conventions else [False]
         for conventions in variants:
-            options = dict(task.options) | ({"conventions": True} if conventions else {})
+            options: dict[str, Any] = dict(not_default(task, chosen))
+            options |= {"conventions": True} if conventions else {}
             identity = {
                 "backbone": on_backbone,
                 "head": head,
@@ -198,7 +204,14 @@ def _units(
                 "dtype": config.dtype,
                 "protocol": PROTOCOL,
             }
-            yield Unit(backbone, coder, task, source, identity, conventions)
+            values = values_of(task, chosen)
+            if "readouts" in task.needs:
+                spec, n_probe = source.spec, source.n_probe
+                named = values.get("head", "auto")
+                identity["readouts"] = readouts_identity(backbone, spec, n_probe, named)
+                if config.last_block != "full":
+                    identity["last_block"] = config.last_block
+            yield Unit(backbone, coder, task, source, identity, conventions, values)
 
 
 def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:

@@ -111,6 +111,7 @@ def unit_rows(
         rows.append(
             {
                 **common,
+                **found.columns,
                 **found.variant,
                 "group": found.group,
                 "metric": found.metric,

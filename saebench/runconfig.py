@@ -20,6 +20,9 @@ class RunConfig:
     dataset: tuple[str, ...] = ()  # names or globs; none: the backbone's own
     limit: int | None = None  # first n images of the evaluation split
     train_limit: int | None = None  # first n train images that statistics are fitted on (2048)
+    option: tuple[str, ...] = ()  # choices that a task leaves to you, as TASK.NAME=VALUE
+    splice_together: bool = False  # all chosen SAEs of a backbone at once, each at its own site
+    last_block: Literal["full", "cls"] = "full"  # cls: of the last block only what a CLS head sees
     seed: int = 0  # of what is random: the @random and @shuffled-decoder controls
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone
@@ -27,6 +30,7 @@ class RunConfig:
     memory: str = "4GiB"  # for the SAEs held at once; more of them go in further passes
     workers: int | None = None  # processes that decode images; 0 decodes in this one; none: chosen
     data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
+    store: Literal["none", "tokens"] = "none"  # tokens: keep activations for later runs
     bad_images: Literal["fail", "skip"] = "fail"  # what to do with an image that does not decode
     out: str = "results"  # the results folder; the same command again resumes there
     registry: tuple[str, ...] = ()  # content folders searched before all others

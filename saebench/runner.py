@@ -20,28 +20,24 @@ import torch
 
 from saebench.backbones import Backbone, load_backbone
 from saebench.bad_images import BadImages
-from saebench.batch import (
-    TILE_BYTES,
-    CoderError,
-    Images,
-    SaeBatch,
-    Tiles,
-    rebased,
-)
-from saebench.calibrate import Place
+from saebench.batch import CoderError, SaeBatch
+from saebench.contexts import context_of
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import choose_workers
 from saebench.errors import DataError, NonFiniteError, SaebenchError, is_out_of_memory
 from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
+from saebench.images import Images
 from saebench.loading import Loaded, load_coders
 from saebench.plan import Group, Wave
+from saebench.readouts import Readouts, build_readouts
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
 from saebench.runconfig import RunConfig
 from saebench.store import Store
-from saebench.task import Context, Task
+from saebench.task import Task
+from saebench.tiles import TILE_BYTES, Tiles
 from saebench.units import Unit, backbone_identity
 
 SEEN = "n_images_seen"  # beside a task's own state: how many images of the segment decoded
@@ -70,6 +66,7 @@ class GroupRun:
     watch: Watch = field(default_factory=Watch)
     recorded: set[Unit] = field(default_factory=set)  # units whose failure is on disk
     bad: BadImages | None = None  # once the dataset is open
+    readouts: Readouts | None = None  # once a task needs them
 
     def run(self) -> list[Unit]:
         """Measure every unit of the group. Returns the units that failed, each with its record."""
@@ -79,7 +76,9 @@ class GroupRun:
             self.watch.group(self.group, self._n_passes())
             device = self.environment.torch_device
             dtype = getattr(torch, self.config.dtype)
-            self.backbone: Backbone = load_backbone(self.group.backbone, device=device, dtype=dtype)
+            self.backbone: Backbone = load_backbone(
+                self.group.backbone, device=device, dtype=dtype, last_block=self.config.last_block
+            )
             source = self.group.source
             self.dataset: Dataset = source.dataset or open_dataset(source.spec, source.access)
             asked = self.config.workers
@@ -92,6 +91,7 @@ class GroupRun:
                 workers=self.workers,
                 bad_images=self.config.bad_images,
                 bad=bad,
+                tokens=self.store if self.config.store == "tokens" else None,
             )
             self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
             for wave in self.group.waves:
@@ -134,9 +134,14 @@ class GroupRun:
             fitter=fitter,
             seed=self.config.seed,
         )
+        self.evaluation.means.update(loaded.means)
+        no_readouts = self._prepare_readouts(wave.units, fitter)
         for unit in wave.units:
-            if unit.coder in loaded.errors:
-                self._fail(unit, loaded.errors[unit.coder])
+            error = loaded.errors.get(unit.coder)
+            if error is None and "readouts" in unit.task.needs:
+                error = no_readouts
+            if error is not None:
+                self._fail(unit, error)
                 failed[unit] = None
         started = time.perf_counter()
         partial = self.folder.partial
@@ -158,6 +163,22 @@ class GroupRun:
                 if not self._finish(unit, loaded, in_memory, seconds):
                     failed[unit] = None
         return list(failed)
+
+    def _prepare_readouts(self, units: Iterable[Unit], fitter: Fitter) -> Exception | None:
+        """Make the heads that tasks read, once for the group; or why they cannot be made."""
+        unit = next((unit for unit in units if "readouts" in unit.task.needs), None)
+        if unit is None or self.readouts is not None:
+            return None
+        choices = {name: unit.options[name] for name in ("head", "names") if name in unit.options}
+        try:
+            self.readouts = build_readouts(
+                self.backbone, self.dataset, self.group.source, fitter, **choices
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return error
+        return None
 
     def _segment(
         self, segment: int, units: Iterable[Unit], loaded: Loaded
@@ -237,30 +258,10 @@ class GroupRun:
 
     def _started(self, unit: Unit, loaded: Loaded) -> Task:
         task = unit.task()
-        task.start(self._context(unit, loaded))
+        readouts = self.readouts if "readouts" in task.needs else None
+        ctx = context_of(unit, loaded, self.backbone, self.dataset, readouts, seed=self.config.seed)
+        task.start(ctx)
         return task
-
-    def _context(self, unit: Unit, loaded: Loaded) -> Context:
-        place: Place = loaded.places[unit.coder]
-        coder = loaded.coders[unit.coder]
-        layout = self.group.backbone.sites[place.site].kinds
-        on_backbone = not loaded.parents.get(unit.coder)
-        return Context(
-            backbone=unit.backbone.name,
-            sae=unit.coder.name,
-            dataset=unit.source.spec.name,
-            site=unit.coder.site,
-            tokens=unit.coder.tokens,
-            d_model=coder.d_model,
-            d_sae=coder.d_sae,
-            kinds=rebased(layout, place.kinds),
-            n_images=unit.source.n_images,
-            class_names=self.dataset.class_names,
-            labels=self.dataset.label_names,
-            conventions=unit.conventions,
-            seed=self.config.seed,
-            shift_d=loaded.shifts[place] if on_backbone else np.zeros(coder.d_model),
-        )
 
     def _finish(
         self,

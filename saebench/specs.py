@@ -19,6 +19,9 @@ KINDS: tuple[TokenKind, ...] = ("cls", "distillation", "registers", "patches", "
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu6", "silu", "hard_swish"]
 
 
+Feature = Literal["embedding", "cls", "patches"]
+
+
 def semantic(**kwargs: Any) -> Any:
     """A dataclass field that can change a number."""
     return field(**kwargs, metadata={"semantic": True})
@@ -156,13 +159,28 @@ class HeadSpec:
 
     `classifier`: the model's own; `classes[name] = [first, count]` is the slice of its outputs that
     are the classes of a dataset, or of a class list that datasets share, in label order.
-    `zero_shot`: a text tower; `templates` takes the place of a dataset's own. `none`: a linear
-    probe has to be fitted.
+    `zero_shot`: a text tower; `templates` takes the place of a dataset's own. `none`: a linear head
+    is read, the published one of `linear[name]`, or a probe that is fitted on train images.
+    `features`: what a linear head reads, side by side: the `embedding`, or of the final, normed
+    sequence the token `cls` and the mean of `patches`.
     """
 
     kind: Literal["classifier", "zero_shot", "none"] = semantic(default="none")
     classes: Mapping[str, tuple[int, int]] = semantic(default_factory=dict)
     templates: Mapping[str, tuple[str, ...]] = semantic(default_factory=dict)
+    features: tuple[Feature, ...] = semantic(default=("embedding",))
+    linear: Mapping[str, WeightsSpec] = semantic(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.features or ("embedding" in self.features and len(self.features) > 1):
+            raise ValueError('features is ["embedding"], or cls, patches, or both')
+
+    def published(self, dataset: DatasetSpec) -> WeightsSpec | None:
+        """The published linear head for the classes of a dataset."""
+        names = (dataset.name, dataset.classes)
+        return next(
+            (self.linear[n] for n in names if isinstance(n, str) and n in self.linear), None
+        )
 
     def outputs(self, dataset: DatasetSpec) -> slice | None:
         """The classifier's outputs that are the classes of a dataset, in label order."""

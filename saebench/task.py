@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from saebench.saes import Codes
 
+Need = Literal["readouts"]  # readouts: heads over the final embedding, in `Context.readouts`
+
 REPLICATES = 500  # bootstrap replicates; a protocol constant, so that stored replicates pair up
 
 
@@ -57,7 +59,8 @@ class Measurement:
 
     `replicates` [500] are the bootstrap's values of the same statistic; the runner takes the
     percentile interval from them and stores them. `variant` holds whatever distinguishes this
-    row from the metric's default, by the names of the typed columns of a row.
+    row from the metric's default, by the names of the typed columns of a row; `columns` are such
+    columns that every row states, the default's too.
     """
 
     metric: str
@@ -66,6 +69,7 @@ class Measurement:
     n_images: int = 0
     group: str = "all"
     variant: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    columns: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     ci_low: float | None = None
     ci_high: float | None = None
     replicates: np.ndarray | None = None
@@ -75,6 +79,19 @@ class Measurement:
 def variant_string(variant: Mapping[str, Any]) -> str:
     """The canonical text of a variant: sorted `key=value`, joined by `;`, '' for the default."""
     return ";".join(f"{key}={variant[key]}" for key in sorted(variant))
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice that a task leaves to its user: `saebench run --option TASK.NAME=VALUE`.
+
+    A value is text, one of `choices` where there are any. Another than the default is part of a
+    unit's identity, and of the `variant` of its rows where the task says so.
+    """
+
+    default: str
+    choices: tuple[str, ...] = ()
+    doc: str = ""
 
 
 class Part(Protocol):
@@ -103,7 +120,11 @@ class Context:
     n_images: int  # of the whole evaluation, not of one segment
     class_names: Sequence[str] = ()
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label level -> value names
-    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  # every option's value
+    readouts: Sequence[Any] = ()  # `saebench.readouts.Readout`s, where the task needs them
+    captions: Any = None  # `saebench.readouts.Captions`, where the task needs readouts
+    # Whether the output can change at all with the tokens of a policy; None: there are none such.
+    sees: Callable[[str], bool | None] = lambda policy: True
     conventions: bool = False
     seed: int = 0
     shift_d: Any = None  # [d] float64 pilot mean of x: sums of squares are taken around it
@@ -152,10 +173,23 @@ class Batch(Protocol):
     @property
     def weights_br(self) -> torch.Tensor: ...  # [b REPLICATES] float64 Poisson(1) weights
     @property
-    def clean_output(self) -> Any: ...  # Output of the untouched images
-    def spliced_output(self, replaced: str = "sae_tokens") -> Any: ...
+    def places(self) -> range: ...  # positions of the images in the evaluation order
+    @property
+    def clean_output(self) -> Any: ...  # backbones.Output of the untouched images
+    def spliced_output(self, replaced: str = "sae_tokens") -> Any:
+        """Output with the reconstruction in place of x, for the tokens of a policy."""
+        ...
+
+    def ablated_output(self, value: Literal["zero", "mean"], ablated: str = "sae_tokens") -> Any:
+        """Output with 0 or the train mean in place of x, for the tokens of a policy."""
+        ...
+
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
         """`compute()` once for all SAEs that see the same activations (same site and tokens)."""
+        ...
+
+    def shared_by_all(self, key: str, compute: Callable[[], Any]) -> Any:
+        """`compute()` once for all SAEs that see the same images, whatever their sites."""
         ...
 
 
@@ -166,8 +200,9 @@ class Task(ABC):
     version: ClassVar[int]
     metrics: ClassVar[tuple[Metric, ...]]
     suite: ClassVar[Literal["default", "full"]] = "default"
-    needs: ClassVar[tuple[str, ...]] = ()  # artifacts, by kind, and "labels" or "head"
-    options: ClassVar[Mapping[str, Any]] = {}  # part of the identity of a unit
+    needs: ClassVar[tuple[Need, ...]] = ()
+    options: ClassVar[Mapping[str, Option]] = {}
+    splices: ClassVar[bool] = False  # it can measure several SAEs spliced together
     has_conventions: ClassVar[bool] = False  # it knows peers' formulas (ctx.conventions)
 
     parts: dict[str, Part]

@@ -8,6 +8,7 @@ paths, descriptions, and where a dataset lies. Those are columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,6 +39,7 @@ class Source:
     train_sha256: str
     n_images: int
     n_train: int  # images that statistics are fitted on
+    n_probe: int = 0  # images that a linear head is fitted on
     access: Access = field(default_factory=Access)
     dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
     resolved_revision: str = ""  # of a hub dataset: the commit
@@ -58,6 +60,7 @@ class Unit:
     source: Source
     identity: dict[str, Any]
     conventions: bool = False  # only the rows of the peers' formulas
+    options: Mapping[str, str] = field(default_factory=dict)  # every option of the task
 
     @cached_property
     def id(self) -> str:

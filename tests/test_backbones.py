@@ -306,6 +306,7 @@ def test_rotary_tables_follow_a_model_to_another_dtype(name: str, folder: Path) 
 
 def test_a_table_of_rotations_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DINOv3 takes any image size, so timm computes the table in every pass; here it is kept."""
+    (folder / "dinov3").mkdir(exist_ok=True)
     backbone = load(CASES["dinov3"], folder / "dinov3")
     x = images_of("dinov3")
     capture = backbone.acts(x, ["blocks.0"])["blocks.0"]

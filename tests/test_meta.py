@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import saebench
-from saebench.batch import Images, View
 from saebench.codes import Codes
 from saebench.errors import Mismatch, UsageError
+from saebench.images import Images, View
 from saebench.inputs import LayerNorm, Length, RowNorm, Scaling
 from saebench.loading import check_widths, stacked
 from saebench.meta import MetaSae

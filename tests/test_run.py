@@ -11,7 +11,10 @@ import pytest
 import torch
 
 import saebench
-from saebench import api, batch, evaluation, runner, units
+from saebench import api, evaluation, runner, units
+from saebench.batch import SaeBatch
+from saebench.images import Images
+from saebench.tiles import SMALLEST_TILE, Tiles
 from saebench.backbones import Backbone
 from saebench.errors import Mismatch, ResultsError, UsageError, is_out_of_memory
 from saebench.results import ResultsFolder
@@ -488,11 +491,11 @@ def test_out_of_memory_halves_the_tile_then_the_batch_and_goes_on(
 
 
 def test_tiles_end_at_the_smallest() -> None:
-    tiles = batch.Tiles(batch.SMALLEST_TILE * 2, 4)
+    tiles = Tiles(SMALLEST_TILE * 2, 4)
     steps = []
     while tiles.halve():
         steps.append((tiles.tile_bytes, tiles.batch_size))
-    assert steps == [(batch.SMALLEST_TILE, n) for n in (4, 2, 1)]
+    assert steps == [(SMALLEST_TILE, n) for n in (4, 2, 1)]
 
 
 @pytest.mark.parametrize(
@@ -608,13 +611,13 @@ def test_splicing_the_identity_leaves_the_output_as_it_is(root: Path) -> None:
     backbone = load_backbone(registry.backbone("small"))
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     captures = backbone.acts(images, ["blocks.1"])
-    shared = batch.Images(backbone, "d", list("abcd"), np.zeros(4, np.int64), {}, 0, captures)
-    seen = batch.SaeBatch(shared.view("blocks.1", ("cls", "patches")), Identity(16), 2**20)
+    shared = Images(backbone, "d", list("abcd"), np.zeros(4, np.int64), {}, 0, captures)
+    seen = SaeBatch(shared.view("blocks.1", ("cls", "patches")), Identity(16), 2**20)
     clean = backbone.forward(images).embedding_bd
     for replaced in ("sae_tokens", "cls", "patches"):
         assert torch.equal(seen.spliced_output(replaced).embedding_bd, clean)
     assert torch.equal(seen.clean_output.embedding_bd, clean)
-    with pytest.raises(UsageError, match="covers cls, patches"):
+    with pytest.raises(UsageError, match="which has cls, patches"):
         seen.spliced_output("registers")
 
 
@@ -626,12 +629,12 @@ def test_an_sae_on_an_sae_is_spliced_through_its_chain(root: Path) -> None:
     backbone = load_backbone(Registry.load([root]).backbone("small"))
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     captures = backbone.acts(images, ["blocks.1"])
-    shared = batch.Images(backbone, "d", list("abcd"), np.zeros(4, np.int64), {}, 0, captures)
+    shared = Images(backbone, "d", list("abcd"), np.zeros(4, np.int64), {}, 0, captures)
     view = shared.view("blocks.1", ("cls", "patches"))
     sae = random_sae(0)
-    direct = batch.SaeBatch(view, sae, 2**20)
+    direct = SaeBatch(view, sae, 2**20)
     # the identity on the SAE's codes leaves what the SAE alone would splice
-    above = batch.SaeBatch(view.above(sae, "sae:small/a/codes", 2**20), Identity(48), 2**20)
+    above = SaeBatch(view.above(sae, "sae:small/a/codes", 2**20), Identity(48), 2**20)
     torch.testing.assert_close(
         above.spliced_output().embedding_bd,
         direct.spliced_output().embedding_bd,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from saebench.backbones.activations import check_activations
-from saebench.backbones.backbone import Backbone, Capture
+from saebench.backbones.backbone import Backbone, Capture, LastBlock
 from saebench.backbones.checkpoint import load_weights
 from saebench.backbones.checks import check_entry
 from saebench.backbones.factory import user_function
@@ -38,7 +38,11 @@ _LOADERS = ("timm", "open_clip")
 
 
 def load_backbone(
-    spec: BackboneSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    spec: BackboneSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    last_block: LastBlock = "full",
 ) -> Backbone:
     """Build the model of an entry, load its weights, and check the one against the other.
 
@@ -50,6 +54,7 @@ def load_backbone(
         raise UsageError(f"device = '{device}': torch sees no GPU here", "use --device cpu")
     made = build_module(spec)
     if isinstance(made, Backbone):
+        made.last_block = last_block
         return made
     module = made.module if isinstance(made, SteppedModel) else made
     loaded = load_weights(module, spec)
@@ -69,6 +74,7 @@ def load_backbone(
         dtype=dtype,
         weights_sha256=loaded.sha256,
         notes=loaded.notes,
+        last_block=last_block,
     )
 
 

@@ -29,10 +29,17 @@ class Output:
 
     embedding_bd: timm: the input of the classifier, `forward_head(x, pre_logits=True)`. CLIP: the
     projected image embedding, not normalised. logits_bc: None where there is no classifier.
+    features_bd: what a linear head reads, where that is not the embedding (`HeadSpec.features`).
     """
 
     embedding_bd: Tensor
     logits_bc: Tensor | None = None
+    features_bd: Tensor | None = None
+
+    @property
+    def read_bd(self) -> Tensor:
+        """What a linear head reads."""
+        return self.embedding_bd if self.features_bd is None else self.features_bd
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,15 @@ class Step:
 
     modules: paths of the modules that it calls; whatever lies below them runs within this step.
     starts: modules whose input is the step's input; ends: modules whose output is its output.
+    short: of the last block of a model whose head reads CLS alone, the row of the CLS token only:
+    [b t d] -> [b 1 d]. None: there is no shorter way.
     """
 
     run: Callable[[Tensor], Tensor]
     modules: tuple[str, ...] = ()
     starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
+    short: Callable[[Tensor], Tensor] | None = None
 
 
 class TextTower(Protocol):
@@ -71,6 +81,8 @@ class SteppedModel:
     prefix: tokens before the patches, by kind, and grid: patches [h w], where the model has tokens.
     image_size: [h w] of the images it takes, where it takes only one; else `multiple`: of how many
     pixels each side has to be a multiple.
+    sequence: the boundary where the final, normed sequence of tokens [b t d] lies, the prefix and
+    then the patches, where the model has one.
     natural: the sites that an entry would name, as name -> path of the module whose output it is.
     """
 
@@ -87,6 +99,7 @@ class SteppedModel:
     text: TextTower | None = None
     text_tower: nn.Module | None = None
     natural: Mapping[str, str] = field(default_factory=dict)
+    sequence: int | None = None
 
     def boundaries(self) -> dict[tuple[str, str], int]:
         """(module path, side) -> i, for all that lies on a boundary: the input of step i."""

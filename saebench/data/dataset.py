@@ -29,6 +29,7 @@ class Dataset(ABC):
     class_names: tuple[str, ...]
     label_names: Mapping[str, tuple[str, ...]]
     decodes: bool = False  # from files, which takes long enough for processes of its own
+    has_captions: bool = False  # whether `captions` gives any
     resolved_revision: str = ""  # of a hub dataset: the commit that is read
 
     def __init__(self, spec: DatasetSpec, *, options: Sequence[str] = ()) -> None:
@@ -57,6 +58,10 @@ class Dataset(ABC):
     def text_names(self) -> Mapping[str, tuple[str, ...]]:
         """Kind of class name -> [c] names, for zero-shot texts; empty where there are none."""
         return {"default": self.class_names}
+
+    def captions(self, split: str) -> Sequence[str]:
+        """One caption for each row of the split's manifest; empty where there are none."""
+        return ()
 
     @property
     def templates(self) -> tuple[str, ...]:

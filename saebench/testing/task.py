@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from saebench.backbones import load_backbone
-from saebench.batch import Images, SaeBatch, rebased
+from saebench.batch import SaeBatch
 from saebench.controls import Identity
 from saebench.data.access import Access
+from saebench.images import Images, rebased
 from saebench.registry import Registry
 from saebench.rows import check_value, interval
 from saebench.task import REPLICATES, Context, Measurement, Task, variant_string

@@ -1,0 +1,49 @@
+"""Which head reads a backbone's final embedding, and what of it is part of a unit's identity.
+
+    head_ce         the model's own classifier, its outputs that are the classes of the dataset
+    zero_shot_ce    the text tower: class names put into templates, and bare names
+    linear_head_ce  a linear head: the published one for these classes, else a probe that is fitted
+                    once on clean train features
+
+The entry decides (`HeadSpec`): a classifier without outputs for a dataset is read by a linear head
+there. With `head = linear` every backbone is, so that their losses can be compared.
+`saebench.readouts` makes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
+
+HeadInUse = Literal["classifier", "zero_shot", "published", "probe"]
+HEADS = ("auto", "linear")  # values of a task's option `head`
+
+PROBE = 1  # rises when a fitted probe could come out otherwise
+PROBE_IMAGES = 50  # train images a class that a probe is fitted on
+
+
+def head_in_use(spec: BackboneSpec, dataset: DatasetSpec, head: str = "auto") -> HeadInUse:
+    """The head of a backbone on a dataset. `head`: one of HEADS."""
+    if head == "auto" and spec.head.kind == "zero_shot":
+        return "zero_shot"
+    if head == "auto" and spec.head.kind == "classifier" and spec.head.outputs(dataset):
+        return "classifier"
+    return "published" if spec.head.published(dataset) else "probe"
+
+
+def readouts_identity(
+    spec: BackboneSpec, dataset: DatasetSpec, n_probe: int, head: str = "auto"
+) -> dict[str, Any]:
+    """What of the readouts can change a number, beside `units.head_identity` and task options."""
+    used = head_in_use(spec, dataset, head)
+    fields: dict[str, Any] = {"head": used}
+    if used in ("published", "probe"):
+        fields["features"] = list(spec.head.features)
+    if used == "published":
+        published = spec.head.published(dataset)
+        assert published is not None
+        fields["weights"] = semantic_fields(published)
+    if used == "probe":
+        fields |= {"probe": PROBE, "n_images": n_probe}
+    return fields

@@ -1,0 +1,151 @@
+"""Heads over the final embedding: from an `Output` to the logits of a dataset's classes.
+
+    OwnHead     the outputs of the model's own classifier that are these classes
+    ZeroShot    cosines with one text vector a class, times the model's scale or 1 (temperature)
+    LinearHead  a linear layer over what a linear head reads of the backbone
+
+Where a dataset has captions, `saebench.retrieval.Captions` is one more.
+
+All compute in float64 from the float32 output, so that a loss does not depend on the batch.
+`columns` are the typed columns that every row of a readout states; `variant` those of them that
+tell it from the backbone's default readout, which is the first of the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from saebench.heads import head_in_use
+
+if TYPE_CHECKING:
+    from saebench.backbones import Backbone, Output
+    from saebench.data import Dataset
+    from saebench.fit import Fitter
+    from saebench.retrieval import Captions
+    from saebench.units import Source
+
+
+class Readout(Protocol):
+    """b images, c classes."""
+
+    @property
+    def columns(self) -> Mapping[str, str]: ...
+    @property
+    def variant(self) -> Mapping[str, str]: ...
+    @property
+    def n_classes(self) -> int: ...
+    def logits(self, output: Output) -> Tensor:
+        """[b c] float64."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OwnHead:
+    """The model's own classifier: the slice of its outputs that are the dataset's classes."""
+
+    outputs: slice
+    columns: Mapping[str, str] = field(
+        default_factory=lambda: {"loss": "head_ce", "temperature": "model"}
+    )
+    variant: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        return self.outputs.stop - self.outputs.start
+
+    def logits(self, output: Output) -> Tensor:
+        assert output.logits_bc is not None
+        return output.logits_bc[:, self.outputs].double()
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShot:
+    """scale · cos(image, text). text_cd: [c d] float64 of unit norm.
+
+    A constant that a model adds to all logits (SigLIP's bias) cancels in a softmax over classes.
+    """
+
+    text_cd: Tensor
+    scale: float
+    columns: Mapping[str, str]
+    variant: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        return self.text_cd.shape[0]
+
+    def logits(self, output: Output) -> Tensor:
+        return self.scale * (unit_norm(output.embedding_bd) @ self.text_cd.T)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """features @ W + b. W_dc [d c], b_c [c] float64."""
+
+    W_dc: Tensor
+    b_c: Tensor
+    columns: Mapping[str, str] = field(
+        default_factory=lambda: {"loss": "linear_head_ce", "temperature": "model"}
+    )
+    variant: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def n_classes(self) -> int:
+        return self.b_c.shape[0]
+
+    def logits(self, output: Output) -> Tensor:
+        return output.read_bd.double() @ self.W_dc + self.b_c
+
+
+def unit_norm(embedding_bd: Tensor) -> Tensor:
+    """Rows of length 1, in float64; a row of zeros stays as it is."""
+    rows_bd = embedding_bd.double()
+    return rows_bd / rows_bd.norm(dim=1, keepdim=True).clamp_min(1e-300)
+
+
+@dataclass(frozen=True, eq=False)
+class Readouts:
+    """The readouts of one backbone on one dataset, the default first; captions where there are."""
+
+    heads: Sequence[Readout]
+    captions: Captions | None = None
+
+
+def build_readouts(
+    backbone: Backbone,
+    dataset: Dataset,
+    source: Source,
+    fitter: Fitter,
+    *,
+    head: str = "auto",
+    names: str = "default",
+) -> Readouts:
+    """The readouts of a backbone on a dataset; text classifiers and probes come from the store.
+
+    head: one of `heads.HEADS`. names: a key of the dataset's `text_names`.
+    Errors: DataError (no class names, or none of that kind), SpecError, WeightsError (a head that
+    is not of these classes).
+    """
+    used = head_in_use(backbone.spec, dataset.spec, head)
+    if used == "classifier":
+        outputs = backbone.spec.head.outputs(dataset.spec)
+        assert outputs is not None
+        heads: Sequence[Readout] = [OwnHead(outputs)]
+    elif used == "zero_shot":
+        from saebench.zero_shot import zero_shot_readouts
+
+        heads = zero_shot_readouts(backbone, dataset, fitter.store, names)
+    else:
+        from saebench.linear_head import linear_readout
+
+        heads = [linear_readout(backbone, dataset, source, fitter, used)]
+    captions = None
+    if backbone.model.text is not None and dataset.has_captions:
+        from saebench.retrieval import captions_of
+
+        captions = captions_of(backbone, dataset, source, fitter.store)
+    return Readouts(heads, captions)
