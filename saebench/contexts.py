@@ -42,6 +42,8 @@ def context_of(
         d_sae=coder.d_sae,
         kinds=rebased(layout, place.kinds),
         n_images=unit.source.n_images,
+        site_kinds=tuple(layout),
+        last_block=backbone.last_block,
         class_names=dataset.class_names,
         labels=dataset.label_names,
         options=unit.options,

@@ -118,6 +118,8 @@ class Context:
     d_sae: int
     kinds: Mapping[str, slice]  # token kind -> its slice of the SAE's t tokens
     n_images: int  # of the whole evaluation, not of one segment
+    site_kinds: Sequence[str] = ()  # every token kind of its site, also those it does not cover
+    last_block: str = "full"  # cls: of the last block only what the head reads is computed
     class_names: Sequence[str] = ()
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label level -> value names
     options: Mapping[str, str] = field(default_factory=dict)  # every option's value
