@@ -70,6 +70,7 @@ def _check_head(spec: BackboneSpec, model: SteppedModel, where: str) -> None:
             f"{where}: head.kind = 'zero_shot', and the model has no text tower",
             'use kind = "none", or "classifier"',
         )
+    _check_features(spec, model, where)
     if spec.head.kind != "classifier":
         return
     if model.n_classes == 0:
@@ -84,6 +85,30 @@ def _check_head(spec: BackboneSpec, model: SteppedModel, where: str) -> None:
                 f"the model's {model.n_classes} classes",
                 "write [first, count]: where the dataset's classes begin, and how many there are",
             )
+
+
+def _check_features(spec: BackboneSpec, model: SteppedModel, where: str) -> None:
+    features = spec.head.features
+    if features == ("embedding",):
+        return
+    said = f"{where}: head.features = {list(features)}"
+    if model.sequence is None:
+        raise SpecError(
+            f"{said}, and the model has no final, normed sequence of tokens",
+            'leave features out, or write ["embedding"]',
+        )
+    if not 0 <= model.sequence <= len(model.steps):
+        raise SpecError(
+            f"{where}: the model's sequence = {model.sequence} is not one of its boundaries",
+            f"the input of its first step is 0, and the output of its last is {len(model.steps)}",
+        )
+    if "cls" in features and not model.prefix.get("cls"):
+        raise SpecError(f"{said}, and the model has no CLS token", 'write ["patches"]')
+    if "patches" in features and model.grid is None:
+        raise SpecError(
+            f"{said}, and the model does not say how many patches it has",
+            "give its SteppedModel a grid",
+        )
 
 
 def _counts(tokens: dict[str, int]) -> str:

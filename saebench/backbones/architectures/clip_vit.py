@@ -6,12 +6,14 @@ visual.conv1, class token, position embedding, visual.ln_pre | visual.transforme
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from open_clip.transformer import VisionTransformer
-from torch import nn
+from open_clip.transformer import LayerScale, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
 
-from saebench.backbones.architectures.parts import one, pair, within
+from saebench.backbones.architectures.last_block import NORMS, Short, known
+from saebench.backbones.architectures.parts import one, pair, runs_as, within
 from saebench.backbones.steps import Output, Step, SteppedModel
 
 
@@ -29,12 +31,11 @@ def vision_transformer(
         starts=("visual.conv1",),
         ends=("visual.ln_pre",),
     )
-    steps = (
-        embed,
-        *within("visual.transformer", (one(model, path) for path in blocks)),
-        *_pool(visual),
-        project,
-    )
+    *first, last = within("visual.transformer", (one(model, path) for path in blocks))
+    if _reads_cls(visual):
+        last = replace(last, short=_short(_blocks(visual)[-1]))
+    body = (embed, *first, last)
+    steps = (*body, *_pool(visual), project)
     natural = {f"blocks.{i}": path for i, path in enumerate(blocks)}
     if _norm_is_a_step(visual):
         natural["norm"] = "visual.ln_post"
@@ -46,12 +47,44 @@ def vision_transformer(
         prefix={"cls": 1},
         grid=pair(visual.grid_size),
         image_size=pair(visual.image_size),
+        sequence=len(body) + 1 if _norm_is_a_step(visual) else None,
         natural={**natural, "embedding": "visual"},
     )
 
 
 def _blocks(visual: VisionTransformer) -> Any:
     return visual.transformer.resblocks
+
+
+def _reads_cls(visual: VisionTransformer) -> bool:
+    """Whether nothing after the blocks sees any token but CLS."""
+    return (
+        runs_as(visual, VisionTransformer, "_pool", "_global_pool")
+        and (visual.attn_pool is None and visual.pool_type == "tok")
+        and isinstance(visual.ln_post, NORMS)
+    )
+
+
+def _short(block: Any) -> Short | None:
+    """The row of CLS alone (`last_block`), by attention with keys and values of its own."""
+    parts = {"ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2"}
+    fits = (
+        known(block, ResidualAttentionBlock, parts, "attention")
+        and type(block.attn) is nn.MultiheadAttention
+        and all(isinstance(norm, NORMS) for norm in (block.ln_1, block.ln_2))
+        and all(isinstance(scale, (LayerScale, nn.Identity)) for scale in (block.ls_1, block.ls_2))
+        and type(block.mlp) is nn.Sequential
+        and [name for name, _ in block.mlp.named_children()] == ["c_fc", "gelu", "c_proj"]
+    )
+    if not fits:
+        return None
+
+    def short(x: Tensor) -> Tensor:
+        normed = block.ln_1(x)
+        y = x[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+        return y + block.ls_2(block.mlp(block.ln_2(y)))
+
+    return short
 
 
 def _norm_is_a_step(visual: VisionTransformer) -> bool:

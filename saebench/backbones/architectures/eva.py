@@ -11,14 +11,23 @@ on: the blocks look them up.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from saebench.backbones.architectures.last_block import eva_short
 from saebench.backbones.architectures.parts import one
-from saebench.backbones.architectures.vit import grid_of, natural_sites, patches, pooling
+from saebench.backbones.architectures.vit import (
+    grid_of,
+    natural_sites,
+    patches,
+    pooling,
+    reads_cls,
+    sequence,
+)
 from saebench.backbones.steps import Output, Step, SteppedModel
 
 
@@ -26,20 +35,26 @@ def eva(model: Eva, size: int | None) -> SteppedModel:
     """`forward_features`, then `forward_head`."""
     embedding = ("pos_drop",) if model.patch_drop is None else ("pos_drop", "patch_drop")
     rotary = Rotary(model, grid_of(model, size))
+    *blocks, last = (_block(block, i, rotary) for i, block in enumerate(model.blocks))
+    if reads_cls(model, Eva):
+        at = len(blocks)
+        last = replace(last, short=eva_short(model.blocks[at], lambda: rotary(at)))
+
+    features = (
+        one(model, "patch_embed"),
+        Step(lambda x: model._pos_embed(x)[0], modules=embedding, ends=embedding),
+        one(model, "norm_pre"),
+        *blocks,
+        last,
+        one(model, "norm"),
+    )
 
     def read(x: Tensor) -> Output:
         return Output(x, model.head(x) if model.num_classes > 0 else None)
 
     return SteppedModel(
         module=model,
-        steps=(
-            one(model, "patch_embed"),
-            Step(lambda x: model._pos_embed(x)[0], modules=embedding, ends=embedding),
-            one(model, "norm_pre"),
-            *(_block(block, i, rotary) for i, block in enumerate(model.blocks)),
-            one(model, "norm"),
-            *pooling(model),
-        ),
+        steps=(*features, *pooling(model)),
         read=read,
         reads=("head",),
         n_classes=model.num_classes,
@@ -48,6 +63,7 @@ def eva(model: Eva, size: int | None) -> SteppedModel:
             "cls": int(model.cls_token is not None),
             "registers": 0 if model.reg_token is None else model.reg_token.shape[1],
         },
+        sequence=sequence(model, len(features)),
         **patches(model, size),
     )
 

@@ -9,13 +9,15 @@ DeiT with a distillation token: … | norm | both heads, averaged.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from saebench.backbones.architectures.parts import each, one, pair
+from saebench.backbones.architectures.last_block import NORMS, Short, vit_short
+from saebench.backbones.architectures.parts import each, one, pair, runs_as
 from saebench.backbones.steps import Output, Step, SteppedModel
 
 
@@ -25,14 +27,17 @@ def vision_transformer(model: VisionTransformer, size: int | None) -> SteppedMod
     def read(x: Tensor) -> Output:
         return Output(x, model.head(x) if model.num_classes > 0 else None)
 
+    short = vit_short(model.blocks[-1]) if reads_cls(model, VisionTransformer) else None
+    features = _features(model, short)
     return SteppedModel(
         module=model,
-        steps=(*_features(model), *pooling(model)),
+        steps=(*features, *pooling(model)),
         read=read,
         reads=("head",),
         n_classes=model.num_classes,
         natural={**natural_sites(model), "pooled": "fc_norm"},
         prefix={"cls": int(model.cls_token is not None), "registers": model.num_reg_tokens},
+        sequence=sequence(model, len(features)),
         **patches(model, size),
     )
 
@@ -44,29 +49,33 @@ def distilled(model: VisionTransformerDistilled, size: int | None) -> SteppedMod
         embedding = model.forward_head(x, pre_logits=True)
         return Output(embedding, model.forward_head(x) if model.num_classes > 0 else None)
 
+    features = _features(model)
     return SteppedModel(
         module=model,
-        steps=_features(model),
+        steps=features,
         read=read,
         n_classes=model.num_classes,
         natural=natural_sites(model),
         prefix={"cls": 1, "distillation": 1},
+        sequence=sequence(model, len(features)),
         **patches(model, size),
     )
 
 
-def _features(model: VisionTransformer) -> tuple[Step, ...]:
-    """`forward_features`: images -> the normed sequence [b t d]."""
+def _features(model: VisionTransformer, short: Short | None = None) -> tuple[Step, ...]:
+    """`forward_features`: images -> the normed sequence [b t d]. short: of the last block."""
 
     def embed(x: Tensor) -> Tensor:
         return model.patch_drop(model._pos_embed(x))
 
     embedding = ("pos_drop", "patch_drop")
+    *blocks, last = each(model, "blocks")
     return (
         one(model, "patch_embed"),
         Step(embed, modules=embedding, ends=embedding),
         one(model, "norm_pre"),
-        *each(model, "blocks"),
+        *blocks,
+        replace(last, short=short),
         one(model, "norm"),
     )
 
@@ -84,6 +93,21 @@ def pooling(model: Any) -> tuple[Step, Step]:
             ends=(*fc_norm, "head_drop"),
         ),
     )
+
+
+def reads_cls(model: Any, known: type[nn.Module]) -> bool:
+    """Whether all that comes after the blocks is, as in the class `known`, of CLS, the first."""
+    return (
+        runs_as(model, known, "pool")
+        and (model.global_pool == "token" and model.attn_pool is None)
+        and model.cls_token is not None
+        and isinstance(model.norm, NORMS)
+    )
+
+
+def sequence(model: Any, boundary: int) -> int | None:
+    """The boundary after the final norm; None where that comes after pooling (`fc_norm`)."""
+    return None if isinstance(model.norm, nn.Identity) else boundary
 
 
 def natural_sites(model: Any) -> dict[str, str]:
