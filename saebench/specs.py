@@ -170,25 +170,25 @@ class HeadSpec:
     templates: Mapping[str, tuple[str, ...]] = semantic(default_factory=dict)
     features: tuple[Feature, ...] = semantic(default=("embedding",))
     linear: Mapping[str, WeightsSpec] = semantic(default_factory=dict)
+    interleaved: bool = semantic(default=False)  # `linear` reads cls[0], patches[0], cls[1], …
 
     def __post_init__(self) -> None:
         if not self.features or ("embedding" in self.features and len(self.features) > 1):
             raise ValueError('features is ["embedding"], or cls, patches, or both')
 
-    def published(self, dataset: DatasetSpec) -> WeightsSpec | None:
-        """The published linear head for the classes of a dataset."""
-        names = (dataset.name, dataset.classes)
-        return next(
-            (self.linear[n] for n in names if isinstance(n, str) and n in self.linear), None
-        )
+    def published(self, dataset: DatasetSpec) -> str | None:
+        """The key of `linear` that is the published linear head for the classes of a dataset."""
+        return _classes_among(self.linear, dataset)
 
     def outputs(self, dataset: DatasetSpec) -> slice | None:
         """The classifier's outputs that are the classes of a dataset, in label order."""
-        for name in (dataset.name, dataset.classes):
-            if isinstance(name, str) and name in self.classes:
-                first, count = self.classes[name]
-                return slice(first, first + count)
-        return None
+        name = _classes_among(self.classes, dataset)
+        return slice(self.classes[name][0], sum(self.classes[name])) if name else None
+
+
+def _classes_among(known: Mapping[str, Any], dataset: DatasetSpec) -> str | None:
+    names = (dataset.name, dataset.classes)
+    return next((name for name in names if isinstance(name, str) and name in known), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -269,6 +269,7 @@ class FolderForm:
     labels: str | None = None  # a CSV below root, a line for each image, perhaps with a `split`
     file: str = "file"  # its column of files: paths below root or below the split folder
     label: str = "label"  # its column of labels: all numbers, or names of classes
+    caption: str | None = None  # its column of captions; none: there are none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +278,8 @@ class TarForm:
 
     root: str | None = None  # as of a folder
     splits: Mapping[str, str] = field(default_factory=dict)  # split -> glob of its shards
-    label: str = "cls"  # the member that holds the label: `cls` (a number or a name), or
-    # `json:<key>`; `folder`: the label is the folder of the key
+    label: str = "cls"  # the member that holds it: `cls`, `json:<key>`; `folder`: the key's folder
+    caption: str | None = None  # the member that holds it: `txt`, `json:<key>`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +294,8 @@ class HubForm:
     label: str = "label"  # column of the labels
     id: str | None = None  # column of the ids; none: the image's path, else the row number
     levels: Mapping[str, str] = field(default_factory=dict)  # label level -> its column
-    # Take the first rows as they come, without downloading the rest: true, or of these splits.
-    streaming: bool | tuple[str, ...] = False
+    caption: str | None = None  # column of the captions: texts, or lists of them (the first counts)
+    streaming: bool | tuple[str, ...] = False  # first rows as they come: all, or of these splits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

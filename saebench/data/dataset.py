@@ -60,7 +60,7 @@ class Dataset(ABC):
         return {"default": self.class_names}
 
     def captions(self, split: str) -> Sequence[str]:
-        """One caption for each row of the split's manifest; empty where there are none."""
+        """One caption for each row of the split's manifest; empty where the dataset has none."""
         return ()
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from saebench.data.locate import Places, contents, root_of
 from saebench.data.scan import scan
 from saebench.data.table import Table, TableForm, coded, labels_of
 from saebench.data.texts import Paths, Texts
-from saebench.errors import DataError
+from saebench.errors import DataError, SpecError
 from saebench.specs import DatasetSpec, FolderForm
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 def open_folder(spec: DatasetSpec, form: FolderForm, access: Access, places: Places) -> Form | None:
     """The folder form of an entry; None, noted in `places`, where it is not there."""
+    if form.caption is not None and not form.labels:
+        raise SpecError(
+            f"{spec.path or spec.name}: [folder] caption = '{form.caption}' is a column of a table",
+            'name the table too:  labels = "….csv"',
+        )
     root = root_of("folder", form.root, spec, access, places)
     if root is None:
         return None
@@ -46,7 +51,7 @@ def open_folder(spec: DatasetSpec, form: FolderForm, access: Access, places: Pla
         if not path.is_file():
             places.add("folder", path, f"no such table; there is: {contents(root)}")
             return None
-        table = Table.read(path, form.file, form.label)
+        table = Table.read(path, form)
     if table is not None and (spec.holdout or table.splits):
         return TableForm(spec, form, root, table)
     folder = Folder(spec, form, root, table)
@@ -76,6 +81,7 @@ class Folder(Form):
         self.splits = tuple(split for split, path in self.folders.items() if path.is_dir())
         self.skipped: dict[str, Counter[str]] = {}
         self._files: dict[str, Paths] = {}
+        self.has_captions = table is not None and table.captions is not None
 
     def missing(self, split: str) -> str:
         if split in self.skipped:
@@ -125,17 +131,10 @@ class Folder(Form):
 
     def _labelled(self, split: str, files: Paths, table: Table) -> Column:
         """The table's label of a file, else its class folder."""
-        by_path = {name: row for row, name in enumerate(table.files)}
-        below = _below(self.folders[split], self._root)
         names: list[str | None] = []
-        for path in files:
-            stem = os.path.splitext(path)[0]
-            rows = (
-                by_path.get(name) for name in (path, stem, f"{below}/{path}", f"{below}/{stem}")
-            )
-            row = next((row for row in rows if row is not None), None)
-            if row is not None:
-                names.append(table.labels[row])
+        for path, line in zip(files, self._lines(split, files, table), strict=True):
+            if line is not None:
+                names.append(table.labels[line])
             else:
                 names.append(path.partition("/")[0] if "/" in path else None)
         if None in names:
@@ -147,6 +146,24 @@ class Folder(Form):
         return labels_of(
             [name for name in names if name], lambda row: f"{table.path}: '{files[row]}'"
         )
+
+    def _lines(self, split: str, files: Paths, table: Table) -> Iterator[int | None]:
+        """The table's line of each file; None where it has none."""
+        by_path = {name: line for line, name in enumerate(table.files)}
+        below = _below(self.folders[split], self._root)
+        for path in files:
+            stem = os.path.splitext(path)[0]
+            lines = (
+                by_path.get(name) for name in (path, stem, f"{below}/{path}", f"{below}/{stem}")
+            )
+            yield next((line for line in lines if line is not None), None)
+
+    def captions(self, split: str) -> Sequence[str]:
+        table, files = self.table, self._listed(split)
+        if table is None or (captions := table.captions) is None:
+            return ()
+        lines = self._lines(split, files, table)
+        return Texts.of("" if line is None else captions[line] for line in lines)
 
 
 def _below(path: Path, root: Path) -> str:

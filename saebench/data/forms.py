@@ -60,6 +60,7 @@ class Form(ABC):
     splits: tuple[str, ...]
     root: Path | None = None
     revision: str = ""
+    has_captions: bool = False
 
     @abstractmethod
     def listing(self, split: str) -> Listing:
@@ -68,6 +69,10 @@ class Form(ABC):
     @abstractmethod
     def read(self, split: str, row: int) -> Image:
         """Decode one row's image (`saebench.data.decode`). Errors: DataError, OSError."""
+
+    def captions(self, split: str) -> Sequence[str]:
+        """The caption of each row of `listing`, '' where there is none. Errors: DataError."""
+        return ()
 
     def missing(self, split: str) -> str:
         """Why a split that is not among `splits` is not there, as a half sentence."""

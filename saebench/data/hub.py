@@ -16,14 +16,14 @@ one, or with `id = "row"`, the row's number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.data.access import Access
 from saebench.data.decode import BadImage, decode, decode_file
 from saebench.data.forms import ALL, Form, Listing
-from saebench.data.hub_columns import ROW, column_of, keys_of, labels_of
+from saebench.data.hub_columns import ROW, captions_of, column_of, keys_of, labels_of
 from saebench.data.hub_files import Files, FolderFiles, RepositoryFiles
 from saebench.data.hub_rows import all_rows, are_kept, first_rows
 from saebench.data.locate import Places
@@ -115,6 +115,7 @@ class Hub(Form):
             self.made_of = {name: (form.splits.get(name, name),) for name in wanted}
         self.splits = tuple(n for n, parts in self.made_of.items() if set(parts) <= set(there))
         self._rows: dict[str, datasets.Dataset] = {}
+        self.has_captions = form.caption is not None
         if not self.splits:
             raise DataError(
                 f"{spec.name}: {files.asked.place} has none of the splits "
@@ -148,6 +149,11 @@ class Hub(Form):
             {level: labels_of(rows, name, where) for level, name in self.form.levels.items()},
             stratified=not self.streams(split),
         )
+
+    def captions(self, split: str) -> Sequence[str]:
+        assert self.form.caption is not None
+        where = f"dataset '{self.spec.name}', split '{split}'"
+        return captions_of(self.rows(split), self.form.caption, where)
 
     def read(self, split: str, row: int) -> Image:
         value: Any = column_of(self.rows(split), self.form.image, "")[row].as_py()
@@ -190,6 +196,8 @@ class Hub(Form):
         named = [form.image, form.label, *form.levels.values()]
         if form.id is not None and form.id != ROW:
             named.append(form.id)
+        if form.caption is not None:
+            named.append(form.caption)
         return sorted({name.split(".")[0] for name in named})
 
     def fetch(self) -> str:

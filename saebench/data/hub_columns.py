@@ -1,13 +1,14 @@
-"""Columns of a hub dataset as keys and labels, read without touching an image."""
+"""Columns of a hub dataset as keys, labels and captions, read without touching an image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saebench.data.captions import texts_of
 from saebench.data.forms import Column
 from saebench.data.hub_files import Files
 from saebench.data.texts import Texts
@@ -151,3 +152,29 @@ def labels_of(rows: datasets.Dataset, name: str, where: str) -> Column:
         f"{where}: '{name}' is {column.type}, and labels are whole numbers or names",
         f"name another column in [hub]; there are {', '.join(rows.column_names)}",
     )
+
+
+def captions_of(rows: datasets.Dataset, name: str, where: str) -> Texts:
+    """A column of texts, or of lists of texts, of which the first counts; '' where there is none.
+
+    Errors: DataError for a column of anything else.
+    """
+    import pyarrow as pa
+
+    column = column_of(rows, name, where)
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    texts = (pa.types.is_string, pa.types.is_large_string)
+    several = any(kind(column.type) for kind in lists)
+    one = column.type.value_type if several else column.type
+    if not any(kind(one) for kind in texts):
+        raise DataError(
+            f"{where}: '{name}' is {column.type}, and captions are texts or lists of texts",
+            f"name another column in [hub]; there are {', '.join(rows.column_names)}",
+        )
+
+    def written() -> Iterator[str]:
+        for chunk in column.chunks:
+            for value in chunk.to_pylist():
+                yield (value[0] if several and value else value) or ""
+
+    return texts_of(written(), lambda place: f"row {place} of {where}")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saebench.data.access import Access
+from saebench.data.captions import all_there
 from saebench.data.classes import (
     ClassList,
     Listed,
@@ -35,6 +36,7 @@ from saebench.data.forms import ALL, Column, Form, Listing
 from saebench.data.locate import Places
 from saebench.data.manifest import Manifest
 from saebench.data.scan import SUFFIXES
+from saebench.data.texts import Picked
 from saebench.errors import DataError, SpecError
 from saebench.specs import DatasetSpec, FolderForm
 
@@ -51,8 +53,10 @@ class Images(Dataset):
         super().__init__(spec)
         self.form = open_form(spec, access)
         self.resolved_revision = self.form.revision
+        self.has_captions = self.form.has_captions
         self.splits = (spec.train, spec.test, ALL) if spec.holdout else self.form.splits
         self._listings: dict[str, Listing] = {}
+        self._captions: dict[str, Sequence[str]] = {}
         self._rows: dict[str, np.ndarray] = {}  # of a held-out split: its rows in the pool
 
     # Names: made when they are asked for, since that may list (and download) every split
@@ -108,6 +112,18 @@ class Images(Dataset):
                 f"its splits: {', '.join(self.splits)}" if own else self.form.missing(split),
             )
         return super().manifest(split)
+
+    def captions(self, split: str) -> Sequence[str]:
+        """Errors: DataError for images without one."""
+        if self.has_captions and split not in self._captions:
+            ids = self.manifest(split).ids
+            if self.spec.holdout and split != ALL:
+                found = Picked(self.form.captions(ALL), self._rows[split])
+            else:
+                found = self.form.captions(split)
+            all_there(found, ids, f"dataset '{self.spec.name}', split '{split}'")
+            self._captions[split] = found
+        return self._captions.get(split, ())
 
     def fetch(self) -> str:
         return self.form.fetch()

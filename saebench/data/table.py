@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saebench.data.captions import texts_of
 from saebench.data.decode import decode_file
 from saebench.data.forms import ALL, Column, Form, Listing
+from saebench.data.texts import Picked, Texts
 from saebench.errors import DataError, SpecError
 from saebench.specs import DatasetSpec, FolderForm
 
@@ -29,6 +31,7 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*|nan|NaN", re.
 class Table:
     """n lines: `files` as paths with `/`, `labels` as they are written, `splits` where it has any.
 
+    captions: '' for a line that has none; None where the entry names no column of them.
     Errors: DataError for a table without lines or without the columns, or a file listed twice.
     """
 
@@ -36,19 +39,22 @@ class Table:
     files: tuple[str, ...]
     labels: tuple[str, ...]
     splits: tuple[str, ...] | None
+    captions: Texts | None = None
 
     @classmethod
-    def read(cls, path: Path, file: str, label: str) -> Table:
-        """file, label: names of the columns."""
+    def read(cls, path: Path, form: FolderForm) -> Table:
+        """The columns that a form names."""
+        file, label, caption = form.file, form.label, form.caption
         try:
             with path.open(newline="", encoding="utf-8-sig") as text:
                 reader = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",")
                 columns = [name for name in reader.fieldnames or () if name]
-                for column in (file, label):
-                    if column not in columns:
+                for column in (file, label, caption):
+                    if column is not None and column not in columns:
                         raise DataError(
                             f"{path} has no column '{column}', but: {', '.join(columns) or 'none'}",
-                            'name its columns in the entry:  [folder] file = "…"  label = "…"',
+                            'name its columns in the entry:  [folder] file = "…"  label = "…"'
+                            + ('  caption = "…"' if caption else ""),
                         )
                 lines = list(reader)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -65,7 +71,11 @@ class Table:
             twice = next(name for name in files if name in seen or seen.add(name))
             raise DataError(f"{path} lists '{twice}' twice", "remove one of the lines")
         splits = tuple(line[SPLIT] or "" for line in lines) if SPLIT in columns else None
-        return cls(path, files, tuple(line[label] for line in lines), splits)
+        captions = None
+        if caption is not None:
+            written = (line[caption] or "" for line in lines)
+            captions = texts_of(written, lambda number: f"'{files[number]}' in {path}")
+        return cls(path, files, tuple(line[label] for line in lines), splits, captions)
 
     def label_of(self, line: int) -> str:
         """What a message calls the label of a line."""
@@ -92,20 +102,29 @@ class TableForm(Form):
             self._words = {ALL: ""}
         self.splits = tuple(self._words)
         self._paths: dict[str, tuple[str, ...]] = {}
+        self.has_captions = table.captions is not None
 
     def missing(self, split: str) -> str:
         words = sorted(set(self.table.splits or ()))
         return f"{self.table.path} has the splits: {', '.join(words)}"
 
     def listing(self, split: str) -> Listing:
-        lines = range(len(self.table.files))
-        if self.table.splits:
-            lines = [line for line in lines if self.table.splits[line] == self._words[split]]
-        lines = sorted(lines, key=self.table.files.__getitem__)
+        lines = self._lines(split)
         self._paths[split] = self._found([self.table.files[line] for line in lines])
         # All lines together decide whether labels are numbers, so that splits agree.
         column = labels_of(self.table.labels, self.table.label_of)
         return Listing(self._paths[split], Column(column.values[lines], column.names))
+
+    def captions(self, split: str) -> Sequence[str]:
+        assert self.table.captions is not None
+        return Picked(self.table.captions, np.array(self._lines(split)))
+
+    def _lines(self, split: str) -> list[int]:
+        """The lines of a split, in the order of its rows."""
+        lines = range(len(self.table.files))
+        if self.table.splits:
+            lines = [line for line in lines if self.table.splits[line] == self._words[split]]
+        return sorted(lines, key=self.table.files.__getitem__)
 
     def read(self, split: str, row: int) -> Image:
         if split not in self._paths:

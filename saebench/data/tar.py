@@ -8,7 +8,7 @@ an image is then read from its place, by a file opened for it, so that processes
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from itertools import product
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saebench.data.access import Access
+from saebench.data.captions import texts_of
 from saebench.data.decode import decode
 from saebench.data.forms import ALL, Column, Form, Listing
 from saebench.data.listings import THREADS, Listed, remembered, stamp_of
@@ -58,12 +59,23 @@ class Tar(Form):
 
     def __init__(self, spec: DatasetSpec, form: TarForm, root: Path) -> None:
         self.root = self._root = root
-        self._label = form.label
+        self._label, self._caption = form.label, form.caption
+        self.has_captions = form.caption is not None
         self._known = bool(spec.classes)
         if form.label not in ("cls", "folder") and not form.label.startswith("json:"):
             raise SpecError(
                 f"{spec.path or spec.name}: [tar] label is '{form.label}'",
                 'it is "cls", "json:<key>" or "folder"',
+            )
+        if form.caption is not None and (
+            form.label == "folder"
+            or not (form.caption == "txt" or form.caption.startswith("json:"))
+        ):
+            raise SpecError(
+                f"{spec.path or spec.name}: [tar] caption is '{form.caption}', and label "
+                f"'{form.label}'",
+                'a caption is "txt" or "json:<key>", of samples, whose label is "cls" or '
+                '"json:<key>"',
             )
         wanted = (ALL,) if spec.holdout else tuple(form.splits) or (spec.train, spec.test)
         self.patterns = {split: form.splits.get(split) or _usual(split, root) for split in wanted}
@@ -93,6 +105,9 @@ class Tar(Form):
 
             column = labels_of(names, whose)
         return Listing(keys, Column(column.values[index["labels"]], column.names))
+
+    def captions(self, split: str) -> Sequence[str]:
+        return Texts(self._index(split)["captions"])
 
     def _check_classes(self) -> None:
         """Errors: DataError where a folder that was packed as a whole would be the one class."""
@@ -129,7 +144,11 @@ class Tar(Form):
                 "label": self._label,
                 "shards": [str(path.absolute()) for path in shards],
             }
-            self._indices[split] = remembered(what, lambda: _list(shards, self._label, above))
+            if self._caption is not None:  # so that an index without them serves who asks for none
+                what["caption"] = self._caption
+            self._indices[split] = remembered(
+                what, lambda: _list(shards, self._label, above, self._caption)
+            )
         return self._indices[split]
 
 
@@ -177,15 +196,17 @@ def _literal(pattern: str) -> str:
     return split_re(r"[*?\[{]", os.path.basename(pattern))[0].removesuffix(".tar").rstrip("-_.")
 
 
-def _list(shards: list[Path], label: str, above: Sequence[str | None]) -> Listed:
+def _list(
+    shards: list[Path], label: str, above: Sequence[str | None], caption: str | None
+) -> Listed:
     """Every image of some shards, sorted by key."""
     watched = {str(path): stamp_of(str(path)) for path in shards}
     with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda path: list(rows_of(path, label, above)), shards))
+        parts = list(pool.map(lambda path: _shard(path, label, above, caption), shards))
     rows = sorted(
-        (key, shard, offset, size, name)
-        for shard, part in enumerate(parts)
-        for key, offset, size, name in part
+        (key, shard, offset, size, name, place)
+        for shard, (part, _) in enumerate(parts)
+        for place, (key, offset, size, name) in enumerate(part)
     )
     names: dict[str, int] = {}
     labels = [names.setdefault(row[4], len(names)) for row in rows]
@@ -197,4 +218,20 @@ def _list(shards: list[Path], label: str, above: Sequence[str | None]) -> Listed
         "labels": np.array(labels, dtype=np.int64),
         "names": Texts.of(names).data,
     }
+    if caption is not None:
+        arrays["captions"] = Texts.of(parts[row[1]][1][row[5]] for row in rows).data
     return Listed(arrays, watched, len(rows))
+
+
+def _shard(
+    path: Path, label: str, above: Sequence[str | None], caption: str | None
+) -> tuple[list[tuple[str, int, int, str]], Texts]:
+    """(key, offset, size, label) of each image of a shard, and the captions, in few bytes."""
+    rows: list[tuple[str, int, int, str]] = []
+
+    def captions() -> Iterator[str]:
+        for row in rows_of(path, label, above, caption):
+            rows.append((row.key, row.offset, row.size, row.label))
+            yield row.caption
+
+    return rows, texts_of(captions(), lambda place: f"'{rows[place][0]}' in {path}")

@@ -2,6 +2,7 @@
 
     n01440764_10026.jpg   the image: .jpg .jpeg .png .webp (and the other image suffixes)
     n01440764_10026.cls   the label, a number or a name; with label = "json:<key>" in the .json
+    n01440764_10026.txt   the caption, where the entry asks for it; with "json:<key>" in the .json
 
 With label = "folder" there are no samples: every image file is a row, and its label is the first
 folder of its name, below one that is called as the split or its shards (`train_mini/` in
@@ -16,20 +17,30 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saebench.data.scan import SUFFIXES
 from saebench.data.tarindex import Member, members
 from saebench.errors import DataError
 
 
+class Row(NamedTuple):
+    """An image of a shard: where it is, its label as text, its caption ('' for none)."""
+
+    key: str
+    offset: int
+    size: int
+    label: str
+    caption: str = ""
+
+
 def rows_of(
-    path: Path, label: str, above: Sequence[str | None]
-) -> Iterator[tuple[str, int, int, str]]:
-    """(key, offset, size, label as text) of each image of a shard."""
+    path: Path, label: str, above: Sequence[str | None], caption: str | None = None
+) -> Iterator[Row]:
+    """Each image of a shard. caption: the member that holds it, where it is asked for."""
     if label != "folder":
         for sample in _samples(path).values():
-            yield _row(path, label, sample)
+            yield _row(path, label, sample, caption)
         return
     images = [
         (name, member.offset, member.size)  # millions of them, and a member holds bytes of its file
@@ -45,7 +56,7 @@ def rows_of(
         folder, slash, _ = key.partition("/")
         if not slash:
             raise _unlabelled(path, name, "it lies in no folder", label)
-        yield key, offset, size, folder
+        yield Row(key, offset, size, folder)
 
 
 def _below_top(name: str, tops: set[str]) -> str:
@@ -92,7 +103,7 @@ def _samples(path: Path) -> dict[str, dict[str, Member]]:
     return samples
 
 
-def _row(path: Path, label: str, sample: Mapping[str, Member]) -> tuple[str, int, int, str]:
+def _row(path: Path, label: str, sample: Mapping[str, Member], caption: str | None = None) -> Row:
     images = [member for suffix, member in sample.items() if f".{suffix}" in SUFFIXES]
     name = _clean(next(iter(sample.values())).name)
     if len(images) != 1:
@@ -116,7 +127,28 @@ def _row(path: Path, label: str, sample: Mapping[str, Member]) -> tuple[str, int
             f"{path}: '{_clean(sample[suffix].name)}' holds no label: {error!r}",
             "it has to hold a number or the name of a class",
         ) from None
-    return _clean(image.name), image.offset, image.size, found
+    told = "" if caption is None else _caption(path, caption, sample)
+    return Row(_clean(image.name), image.offset, image.size, found, told)
+
+
+def _caption(path: Path, caption: str, sample: Mapping[str, Member]) -> str:
+    """What a sample says its image shows; '' where it says nothing."""
+    suffix, _, key = caption.partition(":")
+    if suffix not in sample:
+        return ""
+    try:
+        text = _content(path, sample[suffix])
+        value: Any = json.loads(text).get(key) if key else text
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = value[0] if value else ""
+        if not isinstance(value, str | None):
+            raise ValueError(f"{key} is {value!r}")
+    except (ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path}: '{_clean(sample[suffix].name)}' holds no caption: {error!r}",
+            "it has to hold a text, or a list of texts, of which the first counts",
+        ) from None
+    return value or ""
 
 
 def _content(path: Path, member: Member) -> str:

@@ -72,5 +72,18 @@ class Paths(_Strings):
             yield _join(folders[folder], name)
 
 
+class Picked(_Strings):
+    """Some of many texts: those at `places` [n]."""
+
+    def __init__(self, texts: Sequence[str], places: np.ndarray) -> None:
+        self.texts, self.places = texts, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _at(self, place: int) -> str:
+        return self.texts[int(self.places[place])]
+
+
 def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
