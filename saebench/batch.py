@@ -172,15 +172,25 @@ class SaeBatch:
         key = (replaced, keep_error)
         if key not in self._spliced:
             root = self.view.root
-            parts = {kind: self._recon_of(kind) for kind in self._kinds_of(replaced)}
-            if keep_error:
-                layout, acts_btd = root.images.layout(root.site), self._root_acts_btd
-                parts = {
-                    kind: error_preserving(acts_btd[:, layout[kind]], part)
-                    for kind, part in parts.items()
-                }
+            parts = self.replacements(self._kinds_of(replaced), keep_error=keep_error)
             self._spliced[key] = replaced_output(root.images, root.site, parts)
         return self._spliced[key]
+
+    def replacements(
+        self, kinds: Sequence[str], *, keep_error: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Token kind -> [b t d]: what a splice puts in its place at the backbone's own site.
+
+        Errors: CoderError; Mismatch.
+        """
+        parts = {kind: self._recon_of(kind) for kind in kinds}
+        if not keep_error:
+            return parts
+        root = self.view.root
+        layout, acts_btd = root.images.layout(root.site), self._root_acts_btd
+        return {
+            kind: error_preserving(acts_btd[:, layout[kind]], part) for kind, part in parts.items()
+        }
 
     @cached_property
     def _spliced(self) -> dict[tuple[str, bool], Output]:

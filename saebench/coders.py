@@ -29,7 +29,11 @@ DERIVED: tuple[Control, ...] = ("random", "shuffled-decoder")
 
 @dataclass(frozen=True)
 class CoderRef:
-    """One thing to measure at one site and token set: an SAE's entry, or a control."""
+    """One thing to measure at one site and token set: an SAE's entry, or a control.
+
+    Or a set of them that are spliced together, each at its own site: then `name`, `site` and
+    `tokens` are those of its members, joined.
+    """
 
     name: str
     site: str
@@ -38,10 +42,24 @@ class CoderRef:
     control: Control | None = None
     k: int | None = None
     depth: int = 1  # 2 for an SAE on an SAE
+    members: tuple[CoderRef, ...] = ()  # of several spliced together (`saebench.sets`)
 
     @property
     def is_sae(self) -> bool:
-        return self.control is None
+        return self.control is None and not self.members
+
+    @property
+    def parts(self) -> tuple[CoderRef, ...]:
+        """The members of a set, else itself."""
+        return self.members or (self,)
+
+    @property
+    def label(self) -> str:
+        """Its name, in a line that is to be read: of a large set the first and the last."""
+        if len(self.members) <= 3:
+            return self.name
+        first, last = self.members[0].name, self.members[-1].name
+        return f"{first} + … + {last} ({len(self.members)} together)"
 
 
 def parent_of(site: str) -> str | None:

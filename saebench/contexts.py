@@ -26,11 +26,17 @@ def context_of(
     """The context of a unit. readouts: where its task needs them."""
     place, coder = loaded.places[unit.coder], loaded.coders[unit.coder]
     layout = backbone.spec.sites[place.site].kinds
-    on_backbone = not loaded.parents.get(unit.coder)
+    on_backbone = not (unit.coder.members or loaded.parents.get(unit.coder))
+    places = loaded.member(unit.coder).places
 
     def sees(policy: str) -> bool | None:
-        kinds = policy_kinds(policy, layout, place.kinds)
-        return backbone.sees(place.site, kinds) if kinds else None
+        # Of several SAEs spliced together it suffices that the output sees the tokens of one.
+        found = [
+            (place.site, policy_kinds(policy, backbone.spec.sites[place.site].kinds, place.kinds))
+            for place in places
+        ]
+        named = [(site, kinds) for site, kinds in found if kinds]
+        return any(backbone.sees(*place) for place in named) if named else None
 
     return Context(
         backbone=unit.backbone.name,

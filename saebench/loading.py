@@ -22,25 +22,58 @@ from saebench.meta import MetaSae
 from saebench.registry import Registry
 from saebench.saes import Coder, Sae
 from saebench.specs import SaeSpec
+from saebench.together import Member, Together
 from saebench.units import root_site
 
 
 @dataclass
 class Loaded:
-    """The coders of a wave that could be made, their places, and the errors of the others."""
+    """The coders of a wave that could be made, their places, and the errors of the others.
 
-    coders: dict[CoderRef, Coder] = field(default_factory=dict)
+    So with a set that is spliced together: its place is the first of its members'.
+    """
+
+    coders: dict[CoderRef, Coder | Together] = field(default_factory=dict)
     places: dict[CoderRef, Place] = field(default_factory=dict)
     parents: dict[CoderRef, tuple[Coder, ...]] = field(default_factory=dict)  # backbone's first
     errors: dict[CoderRef, Exception] = field(default_factory=dict)
     shifts: dict[Place, np.ndarray] = field(default_factory=dict)  # [d] mean of train x
     means: dict[str, Tensor] = field(default_factory=dict)  # site -> [t d] of each token's kind
 
+    def member(self, ref: CoderRef) -> Member | Together:
+        """A coder at its place; or all of a set, each at its own."""
+        coder = self.coders[ref]
+        if isinstance(coder, Together):
+            return coder
+        return Member(ref, self.places[ref], coder, self.parents.get(ref, ()))
+
 
 def load_coders(
     refs: Sequence[CoderRef], *, backbone: Backbone, registry: Registry, fitter: Fitter, seed: int
 ) -> Loaded:
     """Read and build the coders of a wave; fits the train statistics that they need."""
+    single = list(dict.fromkeys(part for ref in refs for part in ref.parts))
+    loaded = _load_single(single, backbone, registry, fitter, seed)
+    for ref in refs:
+        if ref.members:
+            _put_together(ref, loaded, backbone)
+    return loaded
+
+
+def _put_together(ref: CoderRef, loaded: Loaded, backbone: Backbone) -> None:
+    """Make a set of its members; it has the error of the first of them that could not be made."""
+    error = next((loaded.errors[part] for part in ref.members if part in loaded.errors), None)
+    if error is not None:
+        loaded.errors[ref] = error
+        return
+    members = [member for part in ref.members if isinstance(member := loaded.member(part), Member)]
+    together = Together.on(backbone, members)
+    loaded.coders[ref], loaded.places[ref] = together, together.places[0]
+
+
+def _load_single(
+    refs: Sequence[CoderRef], backbone: Backbone, registry: Registry, fitter: Fitter, seed: int
+) -> Loaded:
     loaded = Loaded()
     saes: dict[str, Sae] = {}
     for ref in refs:

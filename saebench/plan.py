@@ -18,6 +18,7 @@ from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.registry import Registry, is_glob
 from saebench.runconfig import RunConfig
+from saebench.sets import spliced_together, splicing_tasks
 from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
 from saebench.task import Task
 from saebench.taskfiles import load_task
@@ -28,7 +29,7 @@ from saebench.units import (
     backbone_identity,
     coder_identity,
     head_identity,
-    root_site,
+    root_sites,
 )
 from saebench.weights import weights_bytes, weights_sha256
 
@@ -85,8 +86,12 @@ def make_plan(
     tasks = [load_task(registry, name) for name in registry.match_tasks(config.task)]
     if not config.task and config.suite == "default":
         tasks = [task for task in tasks if task.suite == "default"]
+    if config.splice_together:
+        tasks = splicing_tasks(tasks, config.task)
     chosen = read_options(config.option, tasks)
     choice = choose(registry, backbones, config.sae, config.suite)
+    if config.splice_together:
+        choice = spliced_together(choice, registry, backbones, default=not config.sae)
     refused = {refusal.name: refusal for refusal in choice.refused}
     sources: dict[str, Source] = {}
     groups, everything, done = [], [], []
@@ -176,7 +181,7 @@ def _units(
     source: Source,
     chosen: Chosen,
 ) -> Iterator[Unit]:
-    on_backbone = backbone_identity(backbone, root_site(registry, coder))
+    on_backbone = backbone_identity(backbone, *root_sites(registry, coder))
     head = head_identity(backbone, source.spec)
     sae = coder_identity(registry, coder)
     dataset = {
@@ -242,10 +247,12 @@ def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wa
 def _bytes(registry: Registry, coder: CoderRef, backbone: BackboneSpec) -> int:
     """Memory that a coder takes, from above: a file may hold float16, and computing is float32.
 
-    An SAE on an SAE holds those below it too.
+    An SAE on an SAE holds those below it too, and a set all its members.
     """
     if coder.control in ("identity", "zero", "mean"):
         return 0
+    if coder.members:
+        return sum(_bytes(registry, member, backbone) for member in coder.members)
     if coder.control == "pca":
         return backbone.sites[coder.site].width * (coder.k or 0) * 4
     assert coder.sae is not None

@@ -46,8 +46,10 @@ class ProgressWatch(Watch):
         self.n_failed = 0
 
     def group(self, group: Group, n_images: int) -> None:
-        n_coders = sum(len(wave.coders) for wave in group.waves)
-        what = "1 SAE or control" if n_coders == 1 else f"{n_coders} SAEs and controls"
+        coders = [coder for wave in group.waves for coder in wave.coders]
+        together = " together" if any(coder.members for coder in coders) else ""
+        n = sum(len(coder.parts) for coder in coders)
+        what = "1 SAE or control" if n == 1 else f"{n} SAEs and controls{together}"
         text = f"{group.backbone.name} · {group.source.spec.name} · {what}"
         if not self.console.is_terminal:
             self.console.print(text, markup=False)
@@ -147,7 +149,7 @@ def print_plan(plan: Plan, console: Console) -> None:
             f"{group.source.n_images:,}",
             f"{group.source.n_train:,}",
             str(len(group.waves)),
-            str(sum(len(wave.coders) for wave in group.waves)),
+            str(sum(len(coder.parts) for wave in group.waves for coder in wave.coders)),
             f"{sum(wave.n_bytes for wave in group.waves) / 1e9:.2f}",
             str(sum(len(wave.units) for wave in group.waves)),
         )

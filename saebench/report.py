@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saebench.sets import JOINED
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, Group
@@ -68,7 +70,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
     # Not the table's own title, which would wrap at the table's width.
     title = Text.assemble(
         (first["backbone"], "bold"),
-        f" on {first['dataset']} · {first['site']} ({first['tokens']}) · "
+        f" on {first['dataset']} · {place(first['site'], first['tokens'])} · "
         f"{n_images:,} images, {n:,} tokens",
     )
     table = Table(box=None, pad_edge=False)
@@ -131,7 +133,23 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
 
 
+def place(site: str, tokens: str) -> str:
+    """Where the rows of a table are from: a site and its tokens, or those of a set of SAEs."""
+    sites, kinds = site.split(JOINED), tokens.split(JOINED)
+    if len(sites) > 3:
+        sites = [f"{sites[0]} … {sites[-1]} ({len(sites)} sites)"]
+    shown = JOINED.join(sites)
+    if len(set(kinds)) == 1:
+        return f"{shown} ({kinds[0]})"
+    return f"{shown} ({', '.join(dict.fromkeys(kinds))})"
+
+
 def short(name: str, backbone: str) -> str:
-    """An SAE's name without the backbone that stands in the title, a long one on two lines."""
+    """An SAE's name without the backbone that stands in the title, a long one on two lines.
+
+    Of a set each on a line of its own.
+    """
+    if JOINED in name:
+        return f"\n{JOINED.lstrip()}".join(short(one, backbone) for one in name.split(JOINED))
     name = name.removeprefix(f"{backbone}/")
     return name if len(name) <= LONGEST else name.replace("@", "\n  @")

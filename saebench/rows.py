@@ -25,19 +25,18 @@ import saebench
 from saebench import paths
 from saebench.errors import SaebenchError, UsageError
 from saebench.identity import content_hash
-from saebench.meta import MetaSae
 from saebench.metrics.bootstrap import percentile_interval
-from saebench.record import Record
 from saebench.registry import Registry
 from saebench.results import SCHEMA_VERSION
 from saebench.runconfig import RunConfig
-from saebench.saes import Sae
 from saebench.task import Measurement, Metric, Task, variant_string
 from saebench.taskfiles import source_sha256
 from saebench.weights import weights_revision
+from saebench.whose import coder_columns
 
 if TYPE_CHECKING:
     from saebench.saes import Coder
+    from saebench.together import Together
     from saebench.units import Unit
 
 
@@ -85,7 +84,12 @@ class Environment:
 
 
 def unit_rows(
-    unit: Unit, task: Task, coder: Coder, environment: Environment, seconds: float, n_seen: int
+    unit: Unit,
+    task: Task,
+    coder: Coder | Together,
+    environment: Environment,
+    seconds: float,
+    n_seen: int,
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """All rows of a unit, and its replicate values under `group|metric|variant`.
 
@@ -178,12 +182,10 @@ def check_value(task: Task, metric: Metric, found: Measurement) -> None:
         raise SaebenchError(f"{where} = {found.value} is outside its bounds {metric.bounds}")
 
 
-def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[str, Any]:
-    registry, ref, backbone = environment.registry, unit.coder, unit.backbone
-    spec = ref.sae
-    record = coder.record if isinstance(coder, (Sae, MetaSae)) and ref.is_sae else Record()
-    origin = registry.saes.origin(spec.name) if spec else registry.backbones.origin(backbone.name)
+def _unit_columns(unit: Unit, coder: Coder | Together, environment: Environment) -> dict[str, Any]:
+    backbone, identity = unit.backbone, unit.identity
     return {
+        **coder_columns(unit.coder, coder, identity["sae"], backbone, environment.registry),
         "unit_id": unit.id,
         "created_utc": datetime.now(UTC),
         "split": unit.source.spec.test,
@@ -192,24 +194,10 @@ def _unit_columns(unit: Unit, coder: Coder, environment: Environment) -> dict[st
         "backbone_architecture": backbone.architecture,
         "pretraining": backbone.pretraining,
         "corpus": backbone.corpus,
-        "backbone_hash": content_hash(unit.identity["backbone"])[:32],
+        "backbone_hash": content_hash(identity["backbone"])[:32],
         "backbone_revision": weights_revision(backbone) or None,
-        "backbone_sha256": unit.identity["backbone"]["weights"],
-        "sae": ref.name,
-        "sae_architecture": coder.architecture,
-        "sae_recipe": spec.recipe if spec and ref.is_sae else "control",
-        "sae_seed": spec.seed if spec and ref.is_sae else None,
-        "sae_hash": content_hash(unit.identity["sae"])[:32],
-        "sae_revision": (weights_revision(spec) or None) if spec else None,
-        "sae_sha256": unit.identity["sae"]["saes"][0]["weights"] if spec else None,
-        "sae_format": record.format or None,
-        "sae_estimated": ",".join(record.estimated) or None,
-        "origin": origin.label,
-        "site": ref.site,
-        "tokens": ref.tokens,
-        "d_model": coder.d_model,
-        "d_sae": coder.d_sae,
-        "depth": ref.depth,
+        "backbone_sha256": identity["backbone"]["weights"],
+        "sae_hash": content_hash(identity["sae"])[:32],
         "task": unit.task.name,
         "task_version": unit.task.version,
         "task_sha256": source_sha256(unit.task),

@@ -20,7 +20,7 @@ import torch
 
 from saebench.backbones import Backbone, load_backbone
 from saebench.bad_images import BadImages
-from saebench.batch import CoderError, SaeBatch
+from saebench.batch import CoderError
 from saebench.contexts import context_of
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import choose_workers
@@ -36,7 +36,7 @@ from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
 from saebench.runconfig import RunConfig
 from saebench.store import Store
-from saebench.task import Task
+from saebench.task import Batch, Task
 from saebench.tiles import TILE_BYTES, Tiles
 from saebench.units import Unit, backbone_identity
 
@@ -119,7 +119,7 @@ class GroupRun:
             self.dataset,
             self.group.source,
             self.store,
-            lambda site: backbone_identity(self.group.backbone, site),
+            lambda *sites: backbone_identity(self.group.backbone, *sites),
             self.config.dtype,
             self.tiles,
             self.workers,
@@ -236,10 +236,11 @@ class GroupRun:
             if unit not in broken:
                 by_coder.setdefault(unit.coder, []).append(unit)
         for units in by_coder.values():
-            batch: SaeBatch | None = None
+            batch: Batch | None = None
             for unit in units:
                 try:
-                    batch = batch or self._sae_batch(images, unit, loaded)
+                    member = loaded.member(unit.coder)
+                    batch = batch or member.batch(images, self.tiles.tile_bytes)
                     running[unit].update(batch)
                 except (CoderError, NonFiniteError) as error:
                     broken.update(dict.fromkeys(units, error))
@@ -248,13 +249,6 @@ class GroupRun:
                     if is_out_of_memory(error):
                         raise
                     broken[unit] = error
-
-    def _sae_batch(self, images: Images, unit: Unit, loaded: Loaded) -> SaeBatch:
-        place = loaded.places[unit.coder]
-        view = images.view(place.site, place.kinds)
-        for sae in loaded.parents.get(unit.coder, ()):
-            view = view.above(sae, unit.coder.site, self.tiles.tile_bytes)
-        return SaeBatch(view, loaded.coders[unit.coder], self.tiles.tile_bytes)
 
     def _started(self, unit: Unit, loaded: Loaded) -> Task:
         task = unit.task()

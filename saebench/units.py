@@ -69,12 +69,14 @@ class Unit:
     @property
     def label(self) -> str:
         return (
-            f"{self.backbone.name} · {self.coder.name} · {self.task.name} · {self.source.spec.name}"
+            f"{self.backbone.name} · {self.coder.label} · {self.task.name} · "
+            f"{self.source.spec.name}"
         )
 
 
-def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
-    """Everything about a backbone and one of its sites that can change its activations."""
+def backbone_identity(spec: BackboneSpec, *sites: str) -> dict[str, Any]:
+    """Everything about a backbone and its site, or sites, that can change its activations."""
+    used = [semantic_fields(spec.sites[site]) for site in sites]
     return {
         "name": spec.name,
         **semantic_fields(spec),
@@ -82,7 +84,7 @@ def backbone_identity(spec: BackboneSpec, site: str) -> dict[str, Any]:
         "model": spec.model.partition("@")[0] if spec.model.startswith(HUB_MODEL) else spec.model,
         "weights": weights_sha256(spec),
         "model_files": model_files(spec),
-        "site": semantic_fields(spec.sites[site]),
+        **({"site": used[0]} if len(used) == 1 else {"sites": used}),
     }
 
 
@@ -111,6 +113,8 @@ def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
 
 def _sae_identity(spec: SaeSpec) -> dict[str, Any]:
     fields = {"name": spec.name, **semantic_fields(spec), "weights": weights_sha256(spec)}
+    if ref.members:
+        return {**fields, "together": [coder_identity(registry, ref) for ref in ref.members]}
     # What is in the statistics counts, not what their file is called.
     fields["semantics"] = {k: v for k, v in fields["semantics"].items() if k != "statistics"}
     if beside := beside_sha256(spec):  # those that have none keep the ids of before there were any
@@ -119,5 +123,15 @@ def _sae_identity(spec: SaeSpec) -> dict[str, Any]:
 
 
 def root_site(registry: Registry, ref: CoderRef) -> str:
-    """The site of the backbone itself that an SAE, or the chain it sits on, reads."""
-    return chain_of(registry, ref.sae)[-1].site if ref.sae else ref.site
+    """The site of the backbone itself that an SAE, or the chain it sits on, reads.
+
+    Of several spliced together, the first.
+    """
+    return root_sites(registry, ref)[0]
+
+
+def root_sites(registry: Registry, ref: CoderRef) -> tuple[str, ...]:
+    """The same of each member of a set."""
+    return tuple(
+        chain_of(registry, part.sae)[-1].site if part.sae else part.site for part in ref.parts
+    )
