@@ -249,10 +249,10 @@ def _bytes(registry: Registry, coder: CoderRef, backbone: BackboneSpec) -> int:
 
     An SAE on an SAE holds those below it too, and a set all its members.
     """
-    if coder.control in ("identity", "zero", "mean"):
-        return 0
     if coder.members:
         return sum(_bytes(registry, member, backbone) for member in coder.members)
+    if coder.control in ("identity", "zero", "mean"):
+        return 0
     if coder.control == "pca":
         return backbone.sites[coder.site].width * (coder.k or 0) * 4
     assert coder.sae is not None

@@ -104,6 +104,8 @@ def head_identity(spec: BackboneSpec, dataset: DatasetSpec) -> dict[str, Any]:
 def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
     """Everything about an SAE or control that can change a number, its parents included."""
     fields: dict[str, Any] = {"name": ref.name, "site": ref.site, "tokens": ref.tokens}
+    if ref.members:
+        return {**fields, "together": [coder_identity(registry, ref) for ref in ref.members]}
     if ref.control:
         fields |= {"control": ref.control, "k": ref.k}
     if ref.sae:
@@ -113,8 +115,6 @@ def coder_identity(registry: Registry, ref: CoderRef) -> dict[str, Any]:
 
 def _sae_identity(spec: SaeSpec) -> dict[str, Any]:
     fields = {"name": spec.name, **semantic_fields(spec), "weights": weights_sha256(spec)}
-    if ref.members:
-        return {**fields, "together": [coder_identity(registry, ref) for ref in ref.members]}
     # What is in the statistics counts, not what their file is called.
     fields["semantics"] = {k: v for k, v in fields["semantics"].items() if k != "statistics"}
     if beside := beside_sha256(spec):  # those that have none keep the ids of before there were any
