@@ -1,4 +1,4 @@
-"""Builds the controls of a wave from what was fitted on train rows (`saebench.fit`).
+"""Builds the controls of a wave from what was fitted on train rows (`saebench.fits`).
 
 First, in one pass: the mean of every site in use, the covariance where a PCA asks for it, the
 measured L0 of every SAE behind an `@random`. Then, in a second and short one, the scale of each
@@ -18,9 +18,8 @@ import torch
 from saebench import controls
 from saebench.backbones import Backbone
 from saebench.coders import CoderRef
-from saebench.fit import (
-    Fit,
-    Fitter,
+from saebench.fit import Fit, Fitter
+from saebench.fits import (
     RandomScale,
     SaeL0,
     SiteMean,

@@ -127,7 +127,7 @@ def estimate(
         data,
         source,
         Store(),
-        lambda at: backbone_identity(backbone_spec, at),
+        partial(backbone_identity, backbone_spec),
         config.dtype,
         Tiles(TILE_BYTES, config.batch_size),
         choose_workers(data, backbone.device),

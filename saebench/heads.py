@@ -6,18 +6,20 @@
                     once on clean train features
 
 The entry decides (`HeadSpec`): a classifier without outputs for a dataset is read by a linear head
-there. With `head = linear` every backbone is, so that their losses can be compared.
-`saebench.readouts` makes them.
+there. With `head = linear` every backbone is, so that their losses can be compared; with
+`head = probe` by a probe, published head or not. `saebench.readouts` makes them.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from saebench.specs import BackboneSpec, DatasetSpec, semantic_fields
+from saebench.errors import WeightsError
+from saebench.specs import BackboneSpec, DatasetSpec
+from saebench.weights import HeadFile, weights_sha256
 
 HeadInUse = Literal["classifier", "zero_shot", "published", "probe"]
-HEADS = ("auto", "linear")  # values of a task's option `head`
+HEADS = ("auto", "linear", "probe")  # values of a task's option `head`
 
 PROBE = 1  # rises when a fitted probe could come out otherwise
 PROBE_IMAGES = 50  # train images a class that a probe is fitted on
@@ -29,21 +31,33 @@ def head_in_use(spec: BackboneSpec, dataset: DatasetSpec, head: str = "auto") ->
         return "zero_shot"
     if head == "auto" and spec.head.kind == "classifier" and spec.head.outputs(dataset):
         return "classifier"
-    return "published" if spec.head.published(dataset) else "probe"
+    return "published" if head != "probe" and spec.head.published(dataset) else "probe"
+
+
+def published_head(spec: BackboneSpec, dataset: DatasetSpec) -> HeadFile | None:
+    """The file of the published linear head for the classes of a dataset; None: there is none."""
+    name = spec.head.published(dataset)
+    return HeadFile(spec, name) if name else None
 
 
 def readouts_identity(
     spec: BackboneSpec, dataset: DatasetSpec, n_probe: int, head: str = "auto"
 ) -> dict[str, Any]:
-    """What of the readouts can change a number, beside `units.head_identity` and task options."""
+    """What of the readouts can change a number, beside `units.head_identity` and task options.
+
+    The bytes of a published head that is not here are not known: what reads it will fail, and say
+    so; all else goes on.
+    """
     used = head_in_use(spec, dataset, head)
     fields: dict[str, Any] = {"head": used}
     if used in ("published", "probe"):
         fields["features"] = list(spec.head.features)
-    if used == "published":
-        published = spec.head.published(dataset)
-        assert published is not None
-        fields["weights"] = semantic_fields(published)
+    if used == "published" and (file := published_head(spec, dataset)):
+        fields["interleaved"] = spec.head.interleaved
+        try:
+            fields["weights"] = weights_sha256(file)
+        except WeightsError:
+            fields["weights"] = None
     if used == "probe":
         fields |= {"probe": PROBE, "n_images": n_probe}
     return fields

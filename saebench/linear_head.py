@@ -1,21 +1,121 @@
-"""Linear heads for backbones that have none of their own: published ones, and probes."""
+"""Linear heads for backbones that have none of their own: published ones, and probes.
+
+A probe (`saebench.probe`) is fitted on what the head reads of untouched train images, the first
+`n_probe` of the fixed order, and their main label. It is an artifact of the store, shared by all
+runs; beside W and b it has its λ, its losses in nat and accuracies on the train rows and on those
+that λ was chosen by, and whether it converged.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Mapping
+from functools import partial
 
-from saebench.heads import HeadInUse
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.backbones import Backbone
+from saebench.data import Dataset
+from saebench.errors import SaebenchError, is_out_of_memory
+from saebench.fit import Fitter
+from saebench.heads import PROBE, HeadInUse, published_head
+from saebench.probe import Probe, fit_probe
+from saebench.published_head import read_published
 from saebench.readouts import LinearHead
-
-if TYPE_CHECKING:
-    from saebench.backbones import Backbone
-    from saebench.data import Dataset
-    from saebench.fit import Fitter
-    from saebench.units import Source
+from saebench.units import Source
 
 
 def linear_readout(
     backbone: Backbone, dataset: Dataset, source: Source, fitter: Fitter, used: HeadInUse
 ) -> LinearHead:
-    """The linear head of a backbone for a dataset's classes. used: `published` or `probe`."""
-    raise NotImplementedError
+    """The linear head of a backbone for a dataset's classes. used: `published` or `probe`.
+
+    A probe that did not converge, or saw nothing of some classes, is used, with a warning.
+    Errors: those of `read_published` and of `Fitter.fit`.
+    """
+    if used == "published":
+        file = published_head(backbone.spec, dataset.spec)
+        assert file is not None
+        return _head(backbone, *read_published(backbone, dataset, file))
+    (artifact,) = fitter.fit([partial(ProbeFit, backbone, len(dataset.class_names))])
+    arrays = artifact.arrays
+    for said in _cautions(arrays, backbone.spec.name, source):
+        warnings.warn(said, stacklevel=2)
+    return _head(backbone, torch.from_numpy(arrays["W_dc"]), torch.from_numpy(arrays["b_c"]))
+
+
+class ProbeFit:
+    """The probe of a backbone on its clean features (`saebench.fit.OutputFit`)."""
+
+    kind, site, n_images = "linear_head", None, None
+
+    def __init__(self, backbone: Backbone, n_classes: int) -> None:
+        self.device, self.n_classes = backbone.device, n_classes
+        self.key = {
+            "probe": PROBE,
+            "features": list(backbone.spec.head.features),
+            "classes": n_classes,
+            **({"last_block": backbone.last_block} if backbone.last_block != "full" else {}),
+        }
+        self.read: list[Tensor] = []
+        self.labels: list[np.ndarray] = []
+
+    def update(self, read_bd: Tensor, labels_b: np.ndarray) -> None:
+        self.read.append(read_bd.cpu())
+        self.labels.append(labels_b)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        read_nd = torch.cat(self.read)
+        labels_n = torch.from_numpy(np.concatenate(self.labels)).long()
+        probe = self._fitted(read_nd, labels_n)
+        numbers = {
+            name: np.array(value)
+            for name, value in vars(probe).items()
+            if not isinstance(value, Tensor)
+        }
+        arrays = {"W_dc": probe.W_dc.cpu().numpy(), "b_c": probe.b_c.cpu().numpy()}
+        return {**arrays, **numbers}
+
+    def _fitted(self, read_nd: Tensor, labels_n: Tensor) -> Probe:
+        if self.device.type == "cuda":  # other accelerators have no float64
+            try:
+                rows = read_nd.to(self.device), labels_n.to(self.device)
+                return fit_probe(*rows, self.n_classes)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                error.__traceback__ = None  # it holds the frames that hold the memory
+        return fit_probe(read_nd, labels_n, self.n_classes)
+
+
+def _head(backbone: Backbone, W_dc: Tensor, b_c: Tensor) -> LinearHead:
+    return LinearHead(W_dc.to(backbone.device), b_c.to(backbone.device))
+
+
+def _cautions(arrays: Mapping[str, np.ndarray], name: str, source: Source) -> list[str]:
+    """What there is to say against a fitted probe."""
+    who = f"the probe of '{name}' on '{source.spec.name}'"
+    hint = f"it was fitted on {source.n_probe} train images: give more by  --train-limit"
+    found = []
+    if not arrays["converged"]:
+        found.append(
+            str(
+                SaebenchError(
+                    f"{who} did not converge: its loss may be a millionth and more above the least",
+                    f"its penalty is {float(arrays['penalty']):.1e}, and its train loss "
+                    f"{float(arrays['loss_train']):.4f} nat",
+                )
+            )
+        )
+    if absent := int(arrays["absent"]):
+        n_classes = len(arrays["b_c"])
+        found.append(
+            str(SaebenchError(f"{who} saw no image of {absent} of its {n_classes} classes", hint))
+        )
+    if np.isnan(arrays["loss_validation"]):
+        found.append(
+            str(SaebenchError(f"{who}: too few images to choose its penalty by: the largest", hint))
+        )
+    return found

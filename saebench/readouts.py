@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from saebench.errors import Mismatch
 from saebench.heads import head_in_use
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def build_readouts(
     if used == "classifier":
         outputs = backbone.spec.head.outputs(dataset.spec)
         assert outputs is not None
-        heads: Sequence[Readout] = [OwnHead(outputs)]
+        heads: Sequence[Readout] = [_own_head(outputs, dataset, backbone)]
     elif used == "zero_shot":
         from saebench.zero_shot import zero_shot_readouts
 
@@ -144,8 +145,19 @@ def build_readouts(
 
         heads = [linear_readout(backbone, dataset, source, fitter, used)]
     captions = None
-    if backbone.model.text is not None and dataset.has_captions:
+    if backbone.spec.head.kind == "zero_shot" and dataset.has_captions:
         from saebench.retrieval import captions_of
 
         captions = captions_of(backbone, dataset, source, fitter.store)
     return Readouts(heads, captions)
+
+
+def _own_head(outputs: slice, dataset: Dataset, backbone: Backbone) -> OwnHead:
+    n, n_classes = outputs.stop - outputs.start, len(dataset.class_names)
+    if n != n_classes:
+        raise Mismatch(
+            f"{backbone.spec.path or backbone.spec.name}: head.classes gives '{dataset.spec.name}' "
+            f"{n:,} outputs, and the dataset has {n_classes:,} classes",
+            "correct  head.classes = { NAME = [first, count] }; without it a probe is fitted",
+        )
+    return OwnHead(outputs)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saebench.backbones import Backbone
-from saebench.fit import CALIBRATION_IMAGES, CHUNK, token_index
+from saebench.fits import CALIBRATION_IMAGES, CHUNK, token_index
 from saebench.saes import Sae
 
 ROWS = 4096  # b, of a batch whose top k·b is taken

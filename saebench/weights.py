@@ -1,5 +1,7 @@
 """Finds the weights file of an entry, identifies its bytes, and turns away what is no weights file.
 
+An entry is a backbone, an SAE, or one of a backbone's published linear heads (`HeadFile`).
+
 The file lies beside the entry, or in a repository of the Hugging Face hub (`saebench.hub`). Nothing
 is parsed here: sha256 is checked before anything is. What is most often found in place of weights
 (a Git LFS pointer, a web page, nothing) is told apart, since each has another remedy.
@@ -8,7 +10,7 @@ is parsed here: sha256 is checked before anything is. What is most often found i
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saebench import hub, paths
@@ -25,14 +27,43 @@ _TIMM = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def weights_of(spec: BackboneSpec | SaeSpec) -> WeightsSpec:
+@dataclass(frozen=True)
+class HeadFile:
+    """A published linear head of a backbone: what `head.linear` says under a name."""
+
+    backbone: BackboneSpec
+    classes: str  # of which dataset, or class list
+
+    @property
+    def name(self) -> str:
+        return self.backbone.name
+
+    @property
+    def path(self) -> str:
+        return self.backbone.path
+
+    @property
+    def weights(self) -> WeightsSpec:
+        return self.backbone.head.linear[self.classes]
+
+
+Entry = BackboneSpec | SaeSpec | HeadFile
+
+
+def table(spec: Entry) -> str:
+    """The table of an entry that says where these weights are."""
+    return f"head.linear.{spec.classes}" if isinstance(spec, HeadFile) else "weights"
+
+
+def weights_of(spec: Entry) -> WeightsSpec:
     """Where the weights are. Those of a model `hf-hub:X` are in X, where the entry does not say.
 
     Errors: SpecError for an entry that says too much.
     """
     weights, where = spec.weights, spec.path or spec.name
     if weights.hub is not None and weights.file is not None:
-        raise SpecError(f"{where}: weights.file and weights.hub are both there", "keep one of them")
+        both = f"{table(spec)}.file and {table(spec)}.hub"
+        raise SpecError(f"{where}: {both} are both there", "keep one of them")
     if isinstance(spec, BackboneSpec) and weights.file is None:
         repo, revision = hub_model(spec)
         if repo and weights.hub in (None, repo):
@@ -59,7 +90,7 @@ def hub_model(spec: BackboneSpec) -> tuple[str, str]:
     return repo, revision or declared or ""
 
 
-def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
+def wanted(spec: Entry) -> hub.Wanted | None:
     """The file that an entry wants of a hub; None where its weights are not on one.
 
     Errors: WeightsError for an SAE whose file is not named, SpecError.
@@ -74,6 +105,11 @@ def wanted(spec: BackboneSpec | SaeSpec) -> hub.Wanted | None:
         names = (file,)
     elif file is not None:
         names = (file,)
+    elif isinstance(spec, HeadFile):
+        raise SpecError(
+            f"{spec.path or spec.name}: {table(spec)}.hub needs a filename",
+            f'filename = "…"   the file of {weights.hub} that is the linear head',
+        )
     else:
         names = _OPEN_CLIP if spec.loader == "open_clip" else _TIMM
     return hub.Wanted(
@@ -95,7 +131,7 @@ def _unnamed(spec: SaeSpec, weights: WeightsSpec) -> WeightsError:
     )
 
 
-def local_path(spec: BackboneSpec | SaeSpec, file: str) -> Path:
+def local_path(spec: Entry, file: str) -> Path:
     """Where a `weights.file` lies: beside its entry, else below the user's folder for weights.
 
     Where it is in neither, the former.
@@ -105,7 +141,7 @@ def local_path(spec: BackboneSpec | SaeSpec, file: str) -> Path:
     return by_hand if not beside.exists() and by_hand.is_file() else beside
 
 
-def weights_path(spec: BackboneSpec | SaeSpec) -> Path | None:
+def weights_path(spec: Entry) -> Path | None:
     """The weights file on this machine, downloaded where the entry names a hub; None for none.
 
     For a `file` see `local_path`. Errors: WeightsError (absent, not named, not to be downloaded,
@@ -119,16 +155,16 @@ def weights_path(spec: BackboneSpec | SaeSpec) -> Path | None:
         return None
     path = local_path(spec, file)
     if path.is_dir():
-        raise WeightsError(f"{where}: weights.file = '{file}' is a folder, not a file")
+        raise WeightsError(f"{where}: {table(spec)}.file = '{file}' is a folder, not a file")
     if not path.is_file():
         hint = f"it was looked for at {path}; a path is relative to the entry's own folder"
         if spec.weights.url:
             hint = f"get it from {spec.weights.url} and put it at {paths.user_weights() / file}"
-        raise WeightsError(f"{where}: weights.file = '{file}' is not there", hint)
+        raise WeightsError(f"{where}: {table(spec)}.file = '{file}' is not there", hint)
     return path
 
 
-def weights_sha256(spec: BackboneSpec | SaeSpec) -> str | None:
+def weights_sha256(spec: Entry) -> str | None:
     """What identifies an entry's weights: the declared sha256, else the locked, else the file's.
 
     None where the entry has no weights of its own (a user's loader that brings them). A file of a
@@ -143,7 +179,7 @@ def weights_sha256(spec: BackboneSpec | SaeSpec) -> str | None:
     return None if path is None else file_sha256(path)
 
 
-def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
+def weights_revision(spec: Entry) -> str:
     """The commit of the repository that the weights come from; '' for a file, or not yet known."""
     there = wanted(spec)
     if there is None:
@@ -154,7 +190,7 @@ def weights_revision(spec: BackboneSpec | SaeSpec) -> str:
     return found.commit if found else ""
 
 
-def weights_bytes(spec: BackboneSpec | SaeSpec) -> int:
+def weights_bytes(spec: Entry) -> int:
     """The size of the weights file; 0 where there is none here. Downloads nothing.
 
     Errors: as `weights_path`.
@@ -167,7 +203,7 @@ def weights_bytes(spec: BackboneSpec | SaeSpec) -> int:
     return path.stat().st_size if path and path.is_file() else 0
 
 
-def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
+def verified_path(spec: Entry) -> Path | None:
     """The weights file, its bytes those that the entry declares. None where it names none.
 
     Errors: those of `weights_path`; WeightsError (altered, or no weights file at all).
@@ -181,7 +217,7 @@ def verified_path(spec: BackboneSpec | SaeSpec) -> Path | None:
             f"{path} is not the file that {spec.path or spec.name} describes: "
             f"its sha256 is {found}, declared is {declared} ({path.stat().st_size:,} bytes)",
             "it was altered or only partly downloaded: get it again; "
-            "if the change is meant, write the new sha256 under [weights]",
+            f"if the change is meant, write the new sha256 under [{table(spec)}]",
         )
     return path
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from saebench import hub
 from saebench.beside import beside_wanted
 from saebench.identity import file_sha256
-from saebench.specs import BackboneSpec, SaeSpec
-from saebench.weights import wanted, weights_path
+from saebench.specs import SaeSpec
+from saebench.weights import Entry, wanted, weights_path
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Whereabouts:
     wrong: bool = False  # they are here, and not those that the entry or the lock describes
 
 
-def whereabouts(spec: BackboneSpec | SaeSpec) -> Whereabouts | None:
+def whereabouts(spec: Entry) -> Whereabouts | None:
     """Whether the weights are on this machine, and are those of the entry. None where it has none.
 
     Errors: WeightsError for a file that is not there, SpecError.
