@@ -41,7 +41,11 @@ class LossSubstitution(Task):
         "ablated": Option(
             "replaced", ("replaced", *POLICIES), "tokens that are ablated: by default the same"
         ),
-        "head": Option("auto", ("auto", "linear"), "linear: every backbone by a linear head"),
+        "head": Option(
+            "auto",
+            ("auto", "linear", "probe"),
+            "linear: every backbone by a linear head, published or fitted; probe: by a fitted one",
+        ),
         "names": Option("default", doc="which names of the classes a zero-shot head reads"),
     }
     metrics = (
@@ -286,7 +290,8 @@ class LossSubstitution(Task):
 
     def _of_head(self, columns: Mapping[str, str]) -> dict[str, str]:
         found = {"names": self.names} if self.names != "default" else {}
-        return found | ({"loss": columns["loss"]} if self.head != "auto" else {})
+        found |= {"loss": columns["loss"]} if self.head != "auto" else {}
+        return found | ({"head": "probe"} if self.head == "probe" else {})
 
     def _foreign(self) -> str:
         """Which of the replaced tokens the SAE was not trained on."""

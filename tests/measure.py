@@ -34,7 +34,8 @@ class LocalBatch:
     labels: np.ndarray
     memo: dict[str, Any] = field(default_factory=dict)
     levels: Mapping[str, np.ndarray] = field(default_factory=dict)
-    clean_output: Any = None
+    rest: Callable[[Tensor], Any] | None = None  # activations [b t d] -> Output
+    mean_td: Tensor | None = None  # what mean ablation puts there
 
     @property
     def d_sae(self) -> int:
@@ -65,8 +66,35 @@ class LocalBatch:
         weights = self.shared("weights", lambda: poisson_weights("test", self.ids))
         return torch.as_tensor(weights, device=self.x_btd.device)
 
+    @property
+    def places(self) -> range:
+        return range(self.first, self.first + self.n_images)
+
+    @property
+    def clean_output(self) -> Any:
+        return self._output(self.x_btd, "all")
+
     def spliced_output(self, replaced: str = "sae_tokens") -> Any:
-        return None
+        return self._output(self.recon_btd, replaced)
+
+    def ablated_output(self, value: str, ablated: str = "sae_tokens") -> Any:
+        mean_td = self.x_btd[0] * 0
+        if value == "mean":
+            assert self.mean_td is not None
+            mean_td = self.mean_td
+        return self._output(mean_td.expand_as(self.x_btd), ablated)
+
+    def _output(self, other_btd: Tensor, policy: str) -> Any:
+        """Output with other activations for the tokens of a policy; the site has no more tokens."""
+        assert self.rest is not None
+        changed_btd = self.x_btd.clone()
+        for kind, part in self.kinds.items():
+            if policy in ("sae_tokens", "all", kind):
+                changed_btd[:, part] = other_btd[:, part].to(changed_btd.dtype)
+        return self.rest(changed_btd)
+
+    def shared_by_all(self, key: str, compute: Callable[[], Any]) -> Any:
+        return self.shared(f"all: {key}", compute)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
         if key not in self.memo:
@@ -151,13 +179,17 @@ def local_batches(
     size: int,
     labels: np.ndarray | None = None,
     first: int = 0,
+    **more: Any,
 ) -> Iterator[LocalBatch]:
-    """Batches of `size` images, the first of them at position `first` of the order."""
+    """Batches of `size` images, the first of them at position `first` of the order.
+
+    more: what else a `LocalBatch` is given.
+    """
     labels = np.zeros(len(x_btd), dtype=np.int64) if labels is None else labels
     for start in range(0, len(x_btd), size):
         part = slice(start, min(start + size, len(x_btd)))
         ids = [f"image{first + i}" for i in range(part.start, part.stop)]
-        yield LocalBatch(ids, first + start, ctx.kinds, coder, x_btd[part], labels[part])
+        yield LocalBatch(ids, first + start, ctx.kinds, coder, x_btd[part], labels[part], **more)
 
 
 def finished(
@@ -168,9 +200,13 @@ def finished(
     batch: int | None = None,
     segments: Sequence[int] = (),
     labels: np.ndarray | None = None,
+    batches: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Task:
-    """The task after all images: in batches, and cut into segments at these image positions."""
+    """The task after all images: in batches, and cut into segments at these image positions.
+
+    batches: what else each batch is given; more: what else the context is.
+    """
     ctx = context(x_btd, coder, **more)
     bounds = [0, *segments, len(x_btd)]
     whole = task_class(name)()
@@ -180,7 +216,7 @@ def finished(
         task.start(ctx)
         some = None if labels is None else labels[low:high]
         for one in local_batches(
-            x_btd[low:high], coder, ctx, batch or max(len(x_btd), 1), some, low
+            x_btd[low:high], coder, ctx, batch or max(len(x_btd), 1), some, low, **(batches or {})
         ):
             task.update(one)
         whole.merge(task.state())
