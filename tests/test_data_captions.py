@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 
@@ -36,7 +35,7 @@ CLASSES = ("cat", "dog")
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf/datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf/datasets")
     with layouts.quiet():
         yield tmp_path / "store"
 
@@ -189,7 +188,7 @@ def test_an_index_made_before_there_were_captions(
     monkeypatch.setattr("saebench.data.listings.WORTH", 1)
     first = tar(tmp_path, samples(range(9)), None)
     for path in (tmp_path / "own").iterdir():
-        os.utime(path, (time.time() - 3600,) * 2)
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
     ids = first.manifest("test").ids
     again = replace(first.spec, tar=TarForm(caption="txt"))
     check(open_dataset(again, Access(root=tmp_path)), "test", 9)
