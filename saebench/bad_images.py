@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
 
 from saebench.atomic import unwritable
 from saebench.data import Dataset
@@ -70,3 +73,11 @@ class BadImages:
                 file.write(text.getvalue())  # in one piece: another run may write beside this one
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+
+def consecutive(places: np.ndarray) -> Iterator[slice]:
+    """Slices of an ascending array in which each value is one more than the last."""
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    for start, stop in pairwise(edges):
+        yield slice(start, stop)

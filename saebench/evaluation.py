@@ -7,15 +7,16 @@ keeps its place, whichever segment was measured first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
-from saebench.backbones import Backbone
-from saebench.bad_images import BadImages
+from saebench.activation_keys import Part
+from saebench.activation_store import ActivationStore
+from saebench.backbones import Backbone, Capture
+from saebench.bad_images import BadImages, consecutive
 from saebench.data import Dataset
 from saebench.data.loader import Batch, parts
 from saebench.images import Images
@@ -37,9 +38,9 @@ class Evaluation:
         bad: BadImages,
         tokens: Store | None = None,
     ) -> None:
+        """tokens: where activations are kept, and looked for before images are decoded."""
         self.backbone, self.dataset, self.source = backbone, dataset, source
         self.workers, self.bad = workers, bad
-        self.tokens = tokens  # where activations are kept and looked for
         self.bad_images: Literal["fail", "skip"] = bad_images
         manifest = dataset.manifest(source.spec.test)
         self.order = manifest.order(source.n_images)
@@ -49,6 +50,11 @@ class Evaluation:
         self.means: dict[str, torch.Tensor] = {}  # site -> [t d], for mean ablation
         self._place = np.full(len(manifest), -1)  # row of the manifest -> place in the order
         self._place[self.order] = np.arange(len(self.order))
+        self._why: dict[int, str] = {}  # place -> why its image was left out
+        self.kept: ActivationStore | None = None
+        if tokens is not None:
+            ids = [manifest.ids[row] for row in manifest.order()]
+            self.kept = ActivationStore(tokens, backbone, source, ids)
         self._ahead: Iterator[Iterator[Batch]] = iter(())
         self._next: tuple[int, int] | None = None  # segment and batch size that `_ahead` gives next
 
@@ -59,29 +65,61 @@ class Evaluation:
     def batches(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[Images]:
         """The images of a segment, with their activations at some sites.
 
+        From the store where that has them all; else the images are decoded and run through.
         Errors: DataError for an image that does not decode, unless such are left out.
         """
-        for rows, images_b3hw in self._decoded(segment, batch_size):
-            for part in consecutive(self._place[rows]):
-                first = int(self._place[rows[part.start]])
-                stop = first + part.stop - part.start
-                on_device = images_b3hw[part].to(self.backbone.device, non_blocking=True)
-                yield Images(
-                    self.backbone,
-                    self.source.spec.name,
-                    self.ids[first:stop],
-                    self.labels[first:stop],
-                    {name: values[first:stop] for name, values in self.levels.items()},
-                    first,
-                    self.backbone.acts(on_device, sites),
-                    self.means,
-                )
+        if self.kept is None:
+            for first, captures in self._run(segment, sites, batch_size):
+                yield self._images(first, captures)
+            return
+        part, start = self._part(segment, batch_size), self.places(segment).start
+        if found := self.kept.find(part, sites, left_out=self.bad_images == "skip"):
+            for place, why in found.left_out.items():
+                self._leave_out(int(self.order[start + place]), why)
+            for place, captures in found.pieces():
+                yield self._images(start + place, captures)
+            return
+        with self.kept.keeping(part, sites, self._why) as keeping:
+            for first, captures in self._run(segment, sites, batch_size):
+                keeping.append(first - start, captures)
+                yield self._images(first, captures)
 
-    def _decoded(self, segment: int, batch_size: int) -> Iterator[Batch]:
+    def _images(self, first: int, captures: Mapping[str, Capture]) -> Images:
+        stop = first + len(next(iter(captures.values())).acts_btd)
+        return Images(
+            self.backbone,
+            self.source.spec.name,
+            self.ids[first:stop],
+            self.labels[first:stop],
+            {name: values[first:stop] for name, values in self.levels.items()},
+            first,
+            captures,
+            self.means,
+        )
+
+    def _run(
+        self, segment: int, sites: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[int, Mapping[str, Capture]]]:
+        """Place of the first, and activations, of successive images that decode."""
+        for rows, images_b3hw in self._decoded(segment, sites, batch_size):
+            for part in consecutive(self._place[rows]):
+                on_device = images_b3hw[part].to(self.backbone.device, non_blocking=True)
+                yield int(self._place[rows[part.start]]), self.backbone.acts(on_device, sites)
+
+    def _part(self, segment: int, batch_size: int) -> Part:
+        places = self.places(segment)
+        whole = min(SEGMENT, len(self._place) - places.start)
+        return Part(segment, places.start, len(places), whole, batch_size)
+
+    def _leave_out(self, row: int, why: str) -> None:
+        self._why[int(self._place[row])] = why
+        self.bad.add(self.source.spec.test, row, why)
+
+    def _decoded(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[Batch]:
         """A segment's batches. Workers go on to the next one, which is mostly asked for then."""
         if self._next != (segment, batch_size):
             split = self.source.spec.test
-            left = [self.places(later) for later in range(segment, self.source.n_segments)]
+            left = [self.places(one) for one in self._to_decode(segment, sites, batch_size)]
             self._ahead = parts(
                 self.dataset,
                 split,
@@ -90,16 +128,17 @@ class Evaluation:
                 batch_size,
                 self.workers,
                 bad_images=self.bad_images,
-                on_bad=lambda row, why: self.bad.add(split, row, why),
+                on_bad=self._leave_out,
             )
         self._next = None  # a segment that is broken off is begun anew
         yield from next(self._ahead)
         self._next = (segment + 1, batch_size)
 
-
-def consecutive(places: np.ndarray) -> Iterator[slice]:
-    """Slices of an ascending array in which each value is one more than the last."""
-    breaks = np.flatnonzero(np.diff(places) != 1) + 1
-    edges = [0, *breaks.tolist(), len(places)]
-    for start, stop in pairwise(edges):
-        yield slice(start, stop)
+    def _to_decode(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[int]:
+        """A segment, and those behind it up to the first that lies in the store."""
+        yield segment
+        skip = self.bad_images == "skip"
+        for later in range(segment + 1, self.source.n_segments):
+            if self.kept and self.kept.has(self._part(later, batch_size), sites, left_out=skip):
+                return
+            yield later

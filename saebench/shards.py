@@ -86,6 +86,7 @@ class ShardWriter:
         self._waiting: list[dict[str, np.ndarray]] = []
         self._n_waiting = 0
         self._form: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+        self._notes: dict[str, Any] = {}
 
     def __enter__(self) -> ShardWriter:
         try:
@@ -121,17 +122,35 @@ class ShardWriter:
         write_bytes(self._temporary / name, data)
         self._files[name] = file_record(data, rows=n)
 
+    def becomes(self, fields: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Complete it under these fields, whatever it was begun with, and with notes beside them.
+
+        For what only the rows themselves tell. The notes stand in the manifest.
+        """
+        self.fields, self._notes = dict(fields), dict(notes)
+        self.folder = self.folder.parent / entry_id(self.kind, fields)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is None:
+            self.complete()
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def complete(self) -> None:
+        """Put the table in its place. Errors: WriteError, ValueError for one without rows."""
         try:
-            if error is None:
-                self._complete()
+            self._complete()
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self.drop()
 
     def _complete(self) -> None:
         if self._n_waiting:
@@ -139,6 +158,8 @@ class ShardWriter:
         if not self._files:
             raise ValueError(f"a table of kind '{self.kind}' without rows")
         manifest = manifest_of(self.kind, self.fields, self._files)
+        if self._notes:
+            manifest["notes"] = self._notes
         write_bytes(self._temporary / MANIFEST, manifest_bytes(manifest))
         try:
             if not self._is_there():
@@ -152,5 +173,5 @@ class ShardWriter:
     def _is_there(self) -> bool:
         try:
             return open_shards(self.folder) is not None
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return False

@@ -104,10 +104,7 @@ class Store:
             if hashlib.sha256(data).hexdigest() != manifest["files"][_DATA]["sha256"]:
                 raise ValueError(f"{_DATA} was altered")
         except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"{folder} is built anew: {error}", stacklevel=3)
-            if not isinstance(error, OSError):
-                with suppress(OSError):  # once it is no entry any more, nobody is warned again
-                    (folder / MANIFEST).unlink()
+            self.distrust(folder, error)
             return None
         return Artifact(id, from_bytes(data), manifest)
 
@@ -165,6 +162,14 @@ class Store:
         except (OSError, ValueError) as error:
             warnings.warn(f"{folder} is built anew: {error}", stacklevel=2)
             return None
+
+    @staticmethod
+    def distrust(folder: Path, error: Exception) -> None:
+        """Say that an entry is built anew, and make it none: then nobody is warned again."""
+        warnings.warn(f"{folder} is built anew: {error}", stacklevel=4)
+        if not isinstance(error, OSError):
+            with suppress(OSError):
+                (folder / MANIFEST).unlink()
 
     # The whole
 
