@@ -116,7 +116,7 @@ def make_plan(
             try:
                 units += _units(config, registry, backbone, coder, tasks, source, chosen)
             except WeightsError as error:  # an SAE without a file: the others go on
-                sae = coder.sae.name if coder.sae else coder.name
+                sae = coder.sae.name if coder.sae else coder.label
                 refused.setdefault(sae, Refusal(sae, error))
         everything += units
         done += [unit for unit in units if is_done(unit.id)]

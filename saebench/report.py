@@ -71,7 +71,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
     title = Text.assemble(
         (first["backbone"], "bold"),
         f" on {first['dataset']} · {place(first['site'], first['tokens'])} · "
-        f"{n_images:,} images, {n:,} tokens",
+        f"{n_images:,} images" + (f", {n:,} tokens" if n > n_images else ""),
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold", min_width=18)
@@ -135,13 +135,11 @@ def number(value: float) -> str:
 
 def place(site: str, tokens: str) -> str:
     """Where the rows of a table are from: a site and its tokens, or those of a set of SAEs."""
-    sites, kinds = site.split(JOINED), tokens.split(JOINED)
+    sites = list(dict.fromkeys(site.split(JOINED)))
+    kinds = ", ".join(dict.fromkeys(tokens.split(JOINED)))
     if len(sites) > 3:
-        sites = [f"{sites[0]} … {sites[-1]} ({len(sites)} sites)"]
-    shown = JOINED.join(sites)
-    if len(set(kinds)) == 1:
-        return f"{shown} ({kinds[0]})"
-    return f"{shown} ({', '.join(dict.fromkeys(kinds))})"
+        return f"{sites[0]} … {sites[-1]} ({len(sites)} sites; {kinds})"
+    return f"{JOINED.join(sites)} ({kinds})"
 
 
 def short(name: str, backbone: str) -> str:

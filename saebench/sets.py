@@ -147,6 +147,6 @@ def _check_apart(backbone: BackboneSpec, placed: Placed) -> None:
             raise UsageError(
                 f"{', '.join(shown[: 6 if more else None] + more)} replace the same tokens "
                 f"({kind}) at '{site}' of '{backbone.name}': of these one can be in the set",
-                f"choose one a site with --sae:  --splice-together --sae {refs[0].name} "
-                "--sae …  (one for each other site)",
+                f"choose one a site:  --splice-together --sae {refs[0].name} …  "
+                "(and one for each other site)",
             )

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from saebench.report import cell, complete, ordered, print_tables
+from saebench.report import cell, complete, ordered, place, print_tables
 
 COLUMNS = ["sparsity/l0", "reconstruction/fvu"]
 
@@ -112,3 +112,22 @@ def test_hostile_names_stay_text() -> None:
     text = printed([row("b/[red]x[/red]"), row("b/" + "long" * 30)])
     assert "[red]x[/red]" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_set_of_saes_stands_on_lines_of_its_own_within_80_columns() -> None:
+    names = [f"b/a-rather-long-name-of-layer-{i}" for i in range(12)]
+    sites = " + ".join(f"blocks.{i}" for i in range(12))
+    tokens = " + ".join(["all"] * 12)
+    lines = printed([row(" + ".join(names), site=sites, tokens=tokens)]).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("b on shapes · blocks.0 … blocks.11 (12 sites; all) · 10 images")
+    assert lines[2].split() == ["a-rather-long-name-of-layer-0", "0.5000"]
+    assert [line.split()[:2] for line in lines[3:14]] == [
+        ["+", name.removeprefix("b/")] for name in names[1:]
+    ]
+
+
+def test_the_place_of_a_set_names_each_site_once() -> None:
+    assert place("blocks.1 + blocks.1", "cls + patches") == "blocks.1 (cls, patches)"
+    assert place("a + b", "all + all") == "a + b (all)"
+    assert place("blocks.1", "all") == "blocks.1 (all)"

@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 import saebench
-from saebench import api
+from saebench import api, evaluation, units
 from saebench.errors import UsageError
 from saebench.registry import Registry
 from saebench.runner import GroupRun
@@ -146,6 +146,22 @@ def test_identity_at_every_site_is_the_clean_output(root: Path, tmp_path: Path) 
     assert found["cls"] == found["clean"]
     assert len(set(rows["site"].iloc[0].split(" + "))) == 5  # once each, whatever its token sets
     assert set(rows["tokens"]) == {"all + all + all + all + all"}
+
+
+def test_loss_substitution_of_sets(root: Path, tmp_path: Path) -> None:
+    def measured(*sae: str) -> dict[str, float]:
+        rows = run(root, tmp_path / "r", *sae, task="loss_substitution")
+        return values(rows[rows["variant"] == ""])
+
+    exact = measured("identity")
+    assert exact["loss_spliced"] == exact["loss_clean"]
+    assert exact["kl_spliced"] == 0
+    assert exact["embedding_nmse_spliced"] == 0
+    zero = measured("zero")
+    assert zero["loss_spliced"] == zero["loss_zero"]
+    saes = measured("small/last", "small/first")
+    assert saes["loss_clean"] == exact["loss_clean"]
+    assert saes["embedding_nmse_spliced"] > 0.01
 
 
 @pytest.mark.parametrize(("control", "same"), [("zero", "zero"), ("mean", "mean")])
@@ -357,7 +373,9 @@ def test_conventions_are_a_unit_of_their_own(root: Path, tmp_path: Path) -> None
 def test_a_killed_run_goes_on_from_its_segments(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how: dict[str, Any] = {"dataset": "long", "limit": 2080}
+    for module in (units, evaluation):
+        monkeypatch.setattr(module, "SEGMENT", 32)
+    how: dict[str, Any] = {"limit": 64, "batch_size": 16}
     names = ("small/first", "small/last")
     whole = run(root, tmp_path / "whole", *names, **how)
     segment = GroupRun._segment
@@ -392,6 +410,16 @@ def test_one_broken_member_fails_the_set_with_words(tmp_path: Path) -> None:
     said = json.loads(record.read_text())["error"]
     assert "'small/last'" in said
     assert "reads 8 dimensions" in said
+
+
+def test_a_member_without_its_file_is_refused_with_the_set(tmp_path: Path) -> None:
+    root = setting(tmp_path / "content")
+    (root / "registry/saes/small/last.safetensors").unlink()
+    made = plan(root, "small/first", "small/last")
+    assert not made.units
+    (refusal,) = made.refused
+    assert refusal.name == "small/first + small/last"
+    assert "last.safetensors" in str(refusal.error)
 
 
 def test_a_member_that_breaks_on_the_way_is_named(
