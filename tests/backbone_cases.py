@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from saebench.backbones import Backbone, build_module, load_backbone
@@ -449,6 +451,16 @@ def spec_of(case: Case, folder: Path, name: str = "case", **fields: Any) -> Back
 
 def load(case: Case, folder: Path, **fields: Any) -> Backbone:
     return load_backbone(spec_of(case, folder, **fields))
+
+
+def upstream(case: Case, folder: Path) -> Any:
+    """The same model made by the library alone, in evaluation mode, once `load` has made it."""
+    if case.loader == "timm":
+        model = timm.create_model(case.model, **case.model_args)
+    else:
+        model = open_clip.create_model(f"local-dir:{folder / 'clip'}")
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
 
 
 def images(n: int = 3, size: int = SIZE, seed: int = 1) -> Tensor:

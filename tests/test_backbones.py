@@ -11,13 +11,13 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saebench.backbones import Backbone, load_backbone, timm_models
 from saebench.errors import SpecError
 from saebench.specs import BackboneSpec, InputSpec, SiteSpec, WeightsSpec
-from tests.backbone_cases import CASES, images, load, randomise, spec_of
+from tests.backbone_cases import CASES, images, load, randomise, spec_of, upstream
 
 ALL = pytest.mark.parametrize("name", CASES)
 
@@ -43,13 +43,7 @@ def images_of(name: str) -> Tensor:
 
 def upstream_of(name: str, folder: Path) -> Any:
     """The same model made by the library alone, in evaluation mode."""
-    case = CASES[name]
-    if case.loader == "timm":
-        model = timm.create_model(case.model, **case.model_args)
-    else:
-        model = open_clip.create_model(f"local-dir:{folder / name / 'clip'}")
-    model.load_state_dict(load_file(folder / name / "model.safetensors"))
-    return model.eval()
+    return upstream(CASES[name], folder / name)
 
 
 def hooked_upstream(model: nn.Module, site: SiteSpec, run: Any) -> Tensor:
@@ -243,7 +237,6 @@ def test_a_channels_last_model_resumes_in_its_own_memory_format(name: str, folde
     upstream = upstream_of(name, folder).to(memory_format=torch.channels_last)
     x = images().contiguous(memory_format=torch.channels_last)
     model = timm_models.stepped(upstream)
-    assert model is not None
     assert model is not None
     backbone = Backbone(contiguous.spec, model)
     full = backbone.forward(x)
