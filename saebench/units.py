@@ -16,6 +16,7 @@ from typing import Any
 from saebench.beside import beside_sha256
 from saebench.coders import CoderRef, chain_of
 from saebench.data.access import Access
+from saebench.data.captions import captions_sha256, evaluated_captions
 from saebench.data.dataset import Dataset
 from saebench.identity import content_hash
 from saebench.modelfiles import model_files
@@ -48,6 +49,14 @@ class Source:
     @property
     def n_segments(self) -> int:
         return -(-self.n_images // SEGMENT)
+
+    @cached_property
+    def captions_sha256(self) -> str:
+        """Of the captions of the images that are measured on, in their order; '': there are none.
+
+        Errors: DataError for an image without one.
+        """
+        return captions_sha256(evaluated_captions(self.dataset, self.spec.test, self.n_images))
 
 
 @dataclass(frozen=True, eq=False)

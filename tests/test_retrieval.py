@@ -142,8 +142,9 @@ def test_a_block_is_given_out_as_soon_as_it_is_whole() -> None:
     blocks = Blocks()
     x_nd, weights_nr = random(SEGMENT), torch.ones(SEGMENT, 3)
     assert blocks.add(0, {"clean": x_nd[:100]}, weights_nr[:100]) == []
-    (one,) = blocks.add(100, {"clean": x_nd[100:130]}, weights_nr[100:130])
+    (one,) = blocks.add(100, {"clean": x_nd[100:128]}, weights_nr[100:128])
     assert one.places == list(range(128))
+    assert blocks.add(128, {"clean": x_nd[128:130]}, weights_nr[128:130]) == []
     (two,) = blocks.add(300, {"clean": x_nd[300:310]}, weights_nr[300:310])
     assert two.places == [128, 129], "images of a later block: this one's others did not decode"
     (three,) = blocks.flush(SEGMENT)
