@@ -23,7 +23,14 @@ from saebench.lock import Asked, Locked
 from saebench.modelfiles import config_wanted, text_candidates, text_wanted
 from saebench.registry import Registry, not_found
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec
-from saebench.weights import HUB_MODEL, wanted, weights_path
+from saebench.weights import (
+    HUB_MODEL,
+    Entry,
+    HeadFile,
+    published_heads,
+    wanted,
+    weights_path,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,10 +40,11 @@ Spec = BackboneSpec | SaeSpec | DatasetSpec
 
 @dataclass(frozen=True)
 class Got:
-    """One thing that an entry needs, now on this machine."""
+    """One thing that an entry needs, now on this machine; or how to put it there by hand."""
 
     what: str
     here: bool  # it was there already
+    by_hand: bool = False  # it is not here: no hub has it
 
 
 def fetch(
@@ -64,7 +72,7 @@ def fetch(
     for name, parts in wishes:
         try:
             for got in parts():
-                mark = "here already" if got.here else "fetched"
+                mark = "here already" if got.here else "not here" if got.by_hand else "fetched"
                 console.print(f"{name}   {got.what}   {mark}", markup=False, soft_wrap=True)
         except SaebenchError as error:
             console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
@@ -143,17 +151,31 @@ def _parts(spec: Spec, access: Access | None) -> Iterator[Got]:
         return
     if isinstance(spec, BackboneSpec) and (config := config_wanted(spec)):
         yield _file(config)
+    yield _weights(spec)
+    if isinstance(spec, SaeSpec) and wanted(spec):
+        yield from map(_file, beside_wanted(spec).values())
+    if isinstance(spec, BackboneSpec):
+        if spec.head.kind == "zero_shot":
+            yield from map(_file, text_wanted(spec))
+        yield from map(_head, published_heads(spec))
+
+
+def _weights(spec: Entry) -> Got:
     if there := wanted(spec):
-        yield _file(there)
-        if isinstance(spec, SaeSpec):
-            yield from map(_file, beside_wanted(spec).values())
-    elif path := weights_path(spec):
-        yield Got(f"{path}   {path.stat().st_size:,} bytes", True)
-    else:
-        yield Got("brings its own weights", True)
-    if isinstance(spec, BackboneSpec) and spec.head.kind == "zero_shot":
-        for file in text_wanted(spec):
-            yield _file(file)
+        return _file(there)
+    if path := weights_path(spec):
+        return Got(f"{path}   {path.stat().st_size:,} bytes", True)
+    return Got("brings its own weights", True)
+
+
+def _head(head: HeadFile) -> Got:
+    """A published linear head. Most tasks do without, so one that is not here is no failure."""
+    try:
+        return _weights(head)
+    except WeightsError as error:
+        if wanted(head) is None and head.weights.url:
+            return Got(f"linear head of {head.classes}: {error.hint}", False, by_hand=True)
+        raise
 
 
 def _asked(spec: Spec) -> set[Asked]:
@@ -168,6 +190,7 @@ def _asked(spec: Spec) -> set[Asked]:
         files.append(config)
         if spec.head.kind == "zero_shot" and (config is None or hub.cached(config)):
             files += text_candidates(spec)
+        files += [wanted(head) for head in published_heads(spec)]
     return {file.asked for file in files if file}
 
 

@@ -15,8 +15,9 @@ from saebench.data import Access, open_dataset
 from saebench.errors import DataError, SaebenchError
 from saebench.listing import KINDS, names_of, shelf_of
 from saebench.registry import Registry, not_found
-from saebench.specs import DatasetSpec, SaeSpec, SiteSpec
+from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, SiteSpec
 from saebench.taskfiles import describe
+from saebench.weights import HeadFile, published_heads
 from saebench.whereabouts import is_here, whereabouts
 
 if TYPE_CHECKING:
@@ -68,7 +69,11 @@ def _print_entry(registry: Registry, kind: str, name: str, console: Console, acc
         return 0
     if not hasattr(spec, "weights"):
         return 0
-    return _print_weights(spec, console)
+    code = _print_weights(spec, console)
+    if isinstance(spec, BackboneSpec):
+        for head in published_heads(spec):
+            code = max(code, _print_head(head, console))
+    return code
 
 
 def _print_weights(spec: Any, console: Console) -> int:
@@ -85,6 +90,22 @@ def _print_weights(spec: Any, console: Console) -> int:
     console.print(Text(f"  {found.text}", style=style), soft_wrap=True)
     if isinstance(spec, SaeSpec) and not found.wrong:
         return _print_facts(spec, console)
+    return 1 if found.wrong else 0
+
+
+def _print_head(head: HeadFile, console: Console) -> int:
+    """Where a published linear head is. One that is not here is none of the backbone's faults."""
+    from rich.text import Text
+
+    try:
+        found = whereabouts(head)
+    except SaebenchError as error:
+        console.print(Text(f"  linear head, {error}", style="yellow"), soft_wrap=True)
+        return 0
+    if found is None:
+        return 0
+    text = f"  linear head of {head.classes}, {found.text}"
+    console.print(Text(text, style="red" if found.wrong else ""), soft_wrap=True)
     return 1 if found.wrong else 0
 
 
@@ -147,6 +168,9 @@ def _line(key: str, value: Any, indent: str) -> Iterator[str]:
     if dataclasses.is_dataclass(value):
         yield f"{indent}{key}"
         yield from _lines(value, indent + "  ")
+    elif key == "linear":
+        for name, weights in value.items():
+            yield from _line(f"{key}.{name}", weights, indent)
     elif key == "sites":
         yield f"{indent}{key}"
         yield from (f"{indent}  {line}" for line in site_lines(value))

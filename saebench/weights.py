@@ -50,6 +50,11 @@ class HeadFile:
 Entry = BackboneSpec | SaeSpec | HeadFile
 
 
+def published_heads(spec: BackboneSpec) -> list[HeadFile]:
+    """All published linear heads of a backbone."""
+    return [HeadFile(spec, classes) for classes in spec.head.linear]
+
+
 def table(spec: Entry) -> str:
     """The table of an entry that says where these weights are."""
     return f"head.linear.{spec.classes}" if isinstance(spec, HeadFile) else "weights"
