@@ -7,16 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import Tensor
 
 import saebench
 from saebench import api, evaluation, units
+from saebench.backbones import load_backbone
+from saebench.calibrate import Place
+from saebench.coders import CoderRef
 from saebench.errors import UsageError
+from saebench.formats import read_entry
+from saebench.images import Images
 from saebench.registry import Registry
 from saebench.runner import GroupRun
+from saebench.saes import Sae
 from saebench.sets import model_order
+from saebench.together import Member, Together
 from tests.small import add_sae, random_sae
 from tests.spliced import mean_of_kinds, read_with_hooks, reconstructed, setting
 
@@ -192,15 +201,6 @@ def test_a_set_of_one_is_that_sae(root: Path, tmp_path: Path) -> None:
 
 def one_batch(root: Path, *names: str) -> tuple[Any, Any]:
     """The members, as a set, and one batch of images."""
-    import torch
-
-    from saebench.backbones import load_backbone
-    from saebench.calibrate import Place
-    from saebench.coders import CoderRef
-    from saebench.formats import read_entry
-    from saebench.images import Images
-    from saebench.together import Member, Together
-
     registry = Registry.load([root])
     backbone = load_backbone(registry.backbone("small"))
     members = []
@@ -213,9 +213,58 @@ def one_batch(root: Path, *names: str) -> tuple[Any, Any]:
     images_b3hw = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     captures = backbone.acts(images_b3hw, [coders.places[0].site])
     means = {place.site: torch.ones(17, 16) for place in coders.places}
-    import numpy as np
-
     return coders, Images(backbone, "shapes", list("abc"), np.zeros(3), {}, 0, captures, means)
+
+
+@pytest.mark.parametrize(
+    ("name", "sites"),
+    [
+        ("tiny-resnet", ("layer1", "layer3", "layer4")),
+        ("tiny-bioclip", ("blocks.0", "blocks.2.mlp", "blocks.3")),
+        ("tiny-dinov2", ("blocks.1", "blocks.2", "blocks.3")),
+    ],
+)
+def test_an_embedded_backbone_equals_hooks_on_its_modules(
+    name: str, sites: tuple[str, ...]
+) -> None:
+    backbone = load_backbone(Registry.load().backbone(name))
+    layouts = [backbone.spec.sites[site] for site in sites]
+    saes = [random_sae(i, d=layout.width) for i, layout in enumerate(layouts)]
+    members = [
+        Member(CoderRef(site, site, "all"), Place(site, tuple(layout.kinds)), sae)
+        for site, layout, sae in zip(sites, layouts, saes, strict=True)
+    ]
+    size = backbone.spec.input.size
+    images_b3hw = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    together = Together.on(backbone, members[::-1])
+    captures = backbone.acts(images_b3hw, sites[:1])
+    images = Images(backbone, "shapes", list("abc"), np.zeros(3), {}, 0, captures)
+    found = together.batch(images, 2**20).spliced_output()
+
+    def changed(out: Tensor, sae: Sae, is_map: bool) -> Tensor:
+        x = out.movedim(1, -1) if is_map else out
+        new = reconstructed(sae, x)
+        return new.movedim(-1, 1) if is_map else new
+
+    removers = [
+        backbone.model.module.get_submodule(layout.path).register_forward_hook(
+            lambda module, given, out, sae=sae, is_map=layout.layout == "map": changed(
+                out, sae, is_map
+            )
+        )
+        for layout, sae in zip(layouts, saes, strict=True)
+    ]
+    # The library's own forward, to its logits or its embedding.
+    module = backbone.model.module
+    whole = getattr(module, "encode_image", module)
+    with torch.inference_mode():
+        expected = whole(images_b3hw)
+        for hook in removers:
+            hook.remove()
+        clean = whole(images_b3hw)
+    ours = found.embedding_bd if found.logits_bc is None else found.logits_bc
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert (clean - expected).abs().max() > 0.1 * clean.abs().mean()
 
 
 def test_patches_that_no_head_sees_are_seen_where_one_site_comes_before(
@@ -338,8 +387,6 @@ def test_memory_is_the_sum_of_the_members(root: Path) -> None:
 
 @pytest.mark.parametrize("backbone", ["tiny-vit", "tiny-clip", "tiny-resnet", "tiny-bioclip"])
 def test_the_order_of_an_entrys_sites_is_the_models(backbone: str) -> None:
-    from saebench.backbones import load_backbone
-
     spec = Registry.load().backbone(backbone)
     assert model_order(spec) == load_backbone(spec).in_order(spec.sites)
 
@@ -425,8 +472,6 @@ def test_a_member_without_its_file_is_refused_with_the_set(tmp_path: Path) -> No
 def test_a_member_that_breaks_on_the_way_is_named(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saebench.saes import Sae
-
     encode = Sae.encode
 
     def broken(self: Sae, x_nd: Tensor, **how: Any) -> Any:
