@@ -214,8 +214,10 @@ def _units(
                 spec, n_probe = source.spec, source.n_probe
                 named = values.get("head", "auto")
                 identity["readouts"] = readouts_identity(backbone, spec, n_probe, named)
-                if backbone.head.kind == "zero_shot" and (captions := source.captions_sha256):
-                    identity["captions"] = captions
+                if backbone.head.kind == "zero_shot":
+                    names = values.get("names", "default")
+                    used = identity["readouts"]["head"] == "zero_shot"
+                    identity["texts"] = source.texts_identity(names if used else None)
                 if config.last_block != "full":
                     identity["last_block"] = config.last_block
             yield Unit(backbone, coder, task, source, identity, conventions, values)

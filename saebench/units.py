@@ -50,12 +50,19 @@ class Source:
     def n_segments(self) -> int:
         return -(-self.n_images // SEGMENT)
 
-    @cached_property
-    def captions_sha256(self) -> str:
-        """Of the captions of the images that are measured on, in their order; '': there are none.
+    def texts_identity(self, names: str | None) -> dict[str, str]:
+        """What of a dataset's texts a text tower reads: no manifest tells what classes are called.
 
-        Errors: DataError for an image without one.
+        names: the kind of class names; None: none are read. Of captions, those of the images that
+        are measured on count. Errors: DataError for an image without one.
         """
+        found = {"captions": self._captions_sha256} if self._captions_sha256 else {}
+        if names is not None and self.dataset is not None:
+            found["names"] = content_hash(list(self.dataset.text_names.get(names, ())))
+        return found
+
+    @cached_property
+    def _captions_sha256(self) -> str:
         return captions_sha256(evaluated_captions(self.dataset, self.spec.test, self.n_images))
 
 

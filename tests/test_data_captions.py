@@ -293,10 +293,10 @@ def test_the_captions_of_the_evaluated_images_are_hashed_in_their_order(tmp_path
     rows = dataset.manifest("test").order(5)
     order = [said(number_of(dataset.image("test", row))) for row in rows.tolist()]
     expected = hashlib.sha256(b"saebench captions 1\n" + "".join(f"{c}\0" for c in order).encode())
-    assert source.captions_sha256 == expected.hexdigest()
+    assert source.texts_identity(None) == {"captions": expected.hexdigest()}
     assert captions_sha256(order[::-1]) != expected.hexdigest()
     plain = replace(dataset.spec, folder=FolderForm(labels="t.tsv"))
-    assert source_of(plain, config).captions_sha256 == ""
+    assert source_of(plain, config).texts_identity(None) == {}
 
 
 def test_the_keys_of_an_entry() -> None:

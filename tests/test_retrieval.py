@@ -271,30 +271,35 @@ def test_a_run_has_them_where_the_backbone_reads_texts(folder: Path, tmp_path: P
         captions_of(tiny(), shapes, other, Store(tmp_path))
 
 
-def test_captions_are_part_of_what_a_unit_is(folder: Path, tmp_path: Path) -> None:
-    """Of units that read texts: other captions are another unit, and for others nothing changes."""
+def test_texts_are_part_of_what_a_unit_is(folder: Path, tmp_path: Path) -> None:
+    """Of units that read them: captions, and what classes are called, which no manifest tells."""
+    entries = tmp_path / "mine/registry/datasets"
+    entries.mkdir(parents=True)
+    (entries / "said.toml").write_text('source = "images"\nholdout = 0.9\n')
+    registry = Registry.load((str(tmp_path / "mine"),))
+    table = folder / "labels.csv"
+    written = table.read_text()
+    last = max(line.split(",")[1] for line in written.splitlines()[1:])  # keeps its number
 
-    def ids(backbone: str, text: str | None = None) -> set[str]:
-        table = folder / "labels.csv"
-        written = table.read_text()
-        if text is not None:
-            table.write_text(written.replace("a drawing of", text))
+    def ids(backbone: str, old: str, new: str, *option: str, caption: bool = True) -> set[str]:
+        config = RunConfig(
+            backbone=(backbone,), task=("loss_substitution",), dataset=("said",), option=option
+        )
+        spec = spec_of(folder, **({} if caption else {"caption": None}))
+        table.write_text(written.replace(old, new))
         try:
-            form = {} if text is not None else {"caption": None}
-            config = RunConfig(backbone=(backbone,), task=("loss_substitution",), dataset=("said",))
-            made = make_plan(
-                config, with_dataset, lambda *_: source_of(spec_of(folder, **form), config)
-            )
+            made = make_plan(config, registry, lambda *_: source_of(spec, config))
         finally:
             table.write_text(written)
         return {unit.id for unit in made.units}
 
-    entries = tmp_path / "mine/registry/datasets"
-    entries.mkdir(parents=True)
-    (entries / "said.toml").write_text('source = "images"\nholdout = 0.9\n')
-    with_dataset = Registry.load((str(tmp_path / "mine"),))
-    with_them = ids("tiny-clip", "a drawing of")
-    assert with_them == ids("tiny-clip", "a drawing of")
-    assert not with_them & ids("tiny-clip", "a sketch of")
-    assert not with_them & ids("tiny-clip")
-    assert ids("tiny-vit", "a drawing of") == ids("tiny-vit", "a sketch of") == ids("tiny-vit")
+    captions, name = ("a drawing", "a sketch"), (f",{last},", f",{last} or so,")
+    nothing, linear = ("", ""), "loss_substitution.head=linear"
+    plain = ids("tiny-clip", *nothing)
+    assert plain == ids("tiny-clip", *nothing)
+    assert not plain & ids("tiny-clip", *captions)
+    assert not plain & ids("tiny-clip", *name)
+    assert not plain & ids("tiny-clip", *nothing, caption=False)
+    assert ids("tiny-clip", *name, linear) == ids("tiny-clip", *nothing, linear)
+    for change in (captions, name):
+        assert ids("tiny-vit", *change) == ids("tiny-vit", *nothing, caption=False)
