@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saebench.metrics.conventions import DEAD, RECONSTRUCTION, SPARSITY
+from saebench.metrics.substitution_conventions import CONVENTIONS
 from saebench.paths import CONTENT
 
 PAGE = CONTENT / "docs" / "conventions.md"
@@ -16,5 +17,5 @@ def test_the_page_lists_every_formula() -> None:
     listed = [
         (row[0].strip("|` "), project) for row in rows for project in row[1].strip().split(", ")
     ]
-    known = {*RECONSTRUCTION, *SPARSITY, ("normalized_freq", "saebench")}
+    known = {*RECONSTRUCTION, *SPARSITY, ("normalized_freq", "saebench"), *CONVENTIONS}
     assert sorted(listed) == sorted(known | {("dead_fraction", project) for project in DEAD})
