@@ -57,7 +57,7 @@ def test_a_good_one(root: Path, good: Sae) -> None:
     add_sae(root, "good", good, l0=8.0)
     found = checks(root, "small/good")
     assert failed(found) == []
-    assert len(found) == 13
+    assert len(found) == 15
     assert "NOT DECLARED" in found["its bytes are the entry's"].detail
     assert "explained variance 0." in found[GATE].detail
     assert "mean cosine of encoder and decoder 1.000" in (
@@ -231,7 +231,7 @@ def test_the_report_and_its_exit_status(root: Path, good: Sae) -> None:
     add_sae(root, "good", good)
     code, text = printed("small/good")
     assert code == 0
-    assert text.count("\nok   ") == 12
+    assert text.count("\nok   ") == 14
     add_sae(root, "wide", random_sae(0, d=24))
     code, text = printed("small/wide")
     assert code == 1

@@ -19,7 +19,7 @@ def new(out: Path, kind: str, name: str, **options: str) -> Path:
 def test_a_new_task_passes_check(tmp_path: Path) -> None:
     new(tmp_path, "task", "mean_norm")
     checks = list(check_task(Registry.load([tmp_path]), "mean_norm"))
-    assert len(checks) == 3
+    assert len(checks) == 5
     assert all(check.passed for check in checks), checks
 
 

@@ -1,4 +1,7 @@
-"""Checks a backbone: it builds, its sites are as declared, resuming equals the full forward."""
+"""Checks a backbone: it builds, its sites are as declared, resuming equals the full forward.
+
+And so does a splice of the identity; which tokens of a site the output does not see is said.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from saebench.backbones.activations import shown
 from saebench.data.access import Access
 from saebench.registry import Registry
 from saebench.testing.report import Check, attempt, of_which, real_images
+from saebench.testing.splice import images_of, spliced_at
 from saebench.weights import weights_of
 
 
 def check_backbone(
     registry: Registry, name: str, *, access: Access | None = None
 ) -> Iterator[Check]:
-    """Builds; its sites give the declared layout; resume equals the full forward at each."""
+    """Builds; its sites have their layout; resume and splice there give the forward's output."""
     spec = registry.buildable(name)
     held: dict[str, Any] = {}
 
@@ -63,8 +67,10 @@ def check_backbone(
             return f"{expected[1]} tokens of width {expected[2]}: {kinds}"
 
         def resumed(site: str = site) -> str:
-            capture = backbone.acts(images_b3hw, [site])[site]
-            return _same_output(clean, backbone.resume(site, capture.acts_btd, capture.state))
+            captures = backbone.acts(images_b3hw, [site])
+            capture = captures[site]
+            text = _same_output(clean, backbone.resume(site, capture.acts_btd, capture.state))
+            return text + spliced_at(images_of(backbone, captures, len(images_b3hw)), site)
 
         yield attempt(f"site {site}: layout", layout)
         yield attempt(f"site {site}: resume gives the full forward's output", resumed)

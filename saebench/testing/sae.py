@@ -9,19 +9,22 @@ import torch
 from torch import Tensor
 
 from saebench.backbones import load_backbone
+from saebench.batch import SaeBatch
 from saebench.beside import beside_paths
 from saebench.coders import chain_of, check_fit, token_kinds
 from saebench.data.access import Access
 from saebench.errors import SpecError
 from saebench.formats import read_entry
 from saebench.formats.facts import INPUT
+from saebench.images import View
 from saebench.loading import check_widths, stacked
 from saebench.meta import MetaSae
 from saebench.record import Record, shown
 from saebench.registry import Registry
-from saebench.saes import Coder, Sae
+from saebench.saes import TILE_BYTES, Coder, Sae
 from saebench.specs import BackboneSpec, SaeSpec, SiteSpec
 from saebench.testing.report import Check, attempt, of_which, real_images
+from saebench.testing.splice import SPLICED, check_splice, images_of
 from saebench.weights import verified_path
 
 
@@ -34,10 +37,11 @@ class _Held:
     site: SiteSpec | None = None
     saes: dict[str, Sae] = field(default_factory=dict)
     x_nd: Tensor | None = None
+    batch: SaeBatch | None = None  # the first of those images, to be spliced
 
 
 def check_sae(registry: Registry, name: str, *, access: Access | None = None) -> Iterator[Check]:
-    """Fits its backbone, is finite, and reconstructs real activations better than their mean.
+    """Fits its backbone, is finite, reconstructs real activations better than their mean, splices.
 
     Each check needs those before it: the first that fails of these is the last. Errors: NotFound.
     """
@@ -87,6 +91,8 @@ def check_sae(registry: Registry, name: str, *, access: Access | None = None) ->
     if isinstance(coder, MetaSae):
         yield attempt("it reconstructs the directions below", lambda: _directions(coder))
     yield from _on_activations(coder, held.saes[name], held.x_nd, held.chain[0].l0)
+    assert held.batch is not None
+    yield from check_splice(held.batch)
 
 
 # --- what it says -------------------------------------------------------------------------------
@@ -138,12 +144,18 @@ def _activations(held: _Held, registry: Registry, access: Access | None) -> tupl
     assert held.site is not None
     backbone = load_backbone(held.backbone)
     dataset, _, images_b3hw = real_images(backbone, registry, access=access)
-    acts_btd = backbone.acts(images_b3hw, [root.site])[root.site].acts_btd.float()
-    layout = {str(kind): part for kind, part in held.site.kinds.items()}
+    captures = backbone.acts(images_b3hw, [root.site])
     kinds = token_kinds(held.site, root.tokens, who=held.chain[0].name)
-    x_nd = torch.cat([acts_btd[:, layout[kind]] for kind in kinds], dim=1).flatten(0, 1)
-    for below in stacked(held.chain, held.saes)[:-1]:
-        x_nd = below.encode(x_nd).dense()
+    *below, coder = stacked(held.chain, held.saes)
+
+    def seen_of(n: int) -> View:
+        view = images_of(backbone, captures, n).view(root.site, kinds)
+        for one in below:
+            view = view.above(one, held.chain[0].site, TILE_BYTES)
+        return view
+
+    held.batch = SaeBatch(seen_of(SPLICED), coder, TILE_BYTES)
+    x_nd = seen_of(len(images_b3hw)).x_nd
     said = of_which(dataset, backbone)
     return x_nd, f"{x_nd.shape[0]:,} tokens of {len(images_b3hw)} images of {said}"
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from saebench.backbones import load_backbone
-from saebench.batch import SaeBatch
 from saebench.controls import Identity
 from saebench.data.access import Access
-from saebench.images import Images, rebased
 from saebench.registry import Registry
 from saebench.rows import check_value, interval
-from saebench.task import REPLICATES, Context, Measurement, Task, variant_string
+from saebench.task import REPLICATES, Measurement, Task, variant_string
 from saebench.taskfiles import load_task
-from saebench.testing.report import N_IMAGES, Check, attempt, real_images
+from saebench.testing.report import N_IMAGES, Check, attempt
+from saebench.testing.sample import Sample
+
+# A float32 product of other rows rounds differently; a sum of the same numbers hardly.
+PARTITION = (1e-4, 1e-6)  # relative, absolute
+MERGED = (1e-9, 1e-12)
 
 
 def check_task(
     registry: Registry, name: str, backbone: str = "tiny-vit", *, access: Access | None = None
 ) -> Iterator[Check]:
-    """Declares what it reports, and its state merges: two halves folded equal the whole."""
+    """Declares what it reports, gets what it needs, and two halves folded equal the whole."""
     held: dict[str, Any] = {}
 
     def loads() -> str:
@@ -36,26 +40,42 @@ def check_task(
     yield (loaded := attempt("loads, and declares its metrics", loads))
     if not loaded.passed:
         return
-    task: type[Task] = held["task"]
-    batch_of, ctx = _identity_batches(registry, backbone, access)
+    with TemporaryDirectory() as folder:
+        sample = Sample.of(registry, backbone, access, Path(folder))
+        yield from _on_sample(held["task"], sample)
 
-    def measure(cuts: list[tuple[int, int]], fold: bool) -> list[Measurement]:
-        parts = []
+
+def _on_sample(task: type[Task], sample: Sample) -> Iterator[Check]:
+    """What it reports on the identity control, whole and in halves."""
+    held: dict[str, Any] = {}
+    coder = Identity(sample.backbone.spec.sites[sample.site].width)
+
+    def ready() -> str:
+        held["ctx"] = ctx = sample.context(task, coder)
+        given = [f"{name} = {value}" for name, value in ctx.options.items()]
+        heads = [", ".join(map(str, readout.columns.values())) for readout in ctx.readouts]
+        said = [f"{len(heads)} heads ({'; '.join(heads)})"] if heads else []
+        return "; ".join([*said, *given]) or "it needs none"
+
+    yield (made := attempt("gets the heads and options it asks for", ready))
+    if not made.passed:
+        return
+
+    halves = ((0, N_IMAGES // 2), (N_IMAGES // 2, N_IMAGES))
+
+    def started() -> Task:
+        new = task()
+        new.start(held["ctx"])
+        return new
+
+    def measure(cuts: tuple[tuple[int, int], ...]) -> list[Measurement]:
+        whole = started()
         for first, stop in cuts:
-            part = task()
-            part.start(ctx)
-            part.update(batch_of(first, stop))
-            parts.append(part)
-        if not fold:
-            return list(parts[0].results())
-        whole = task()
-        whole.start(ctx)
-        for part in parts:
-            whole.merge(part.state())
+            whole.update(sample.batch(coder, first, stop))
         return list(whole.results())
 
     def reports() -> str:
-        found = measure([(0, N_IMAGES)], fold=False)
+        found = measure(((0, N_IMAGES),))
         held["found"] = found
         declared = {metric.name: metric for metric in task.metrics}
         keys = set()
@@ -72,65 +92,43 @@ def check_task(
         assert found, "it reports nothing"
         return f"{len(found)} rows on the identity control"
 
+    def batches() -> str:
+        held["in two"] = measure(halves)
+        _compare(held["found"], held["in two"], "in two batches", PARTITION)
+        return "two batches give what one gives"
+
     def folds() -> str:
-        half = N_IMAGES // 2
-        folded = measure([(0, half), (half, N_IMAGES)], fold=True)
-        for one, two in zip(held["found"], folded, strict=True):
-            assert _alike(one, two), (
-                f"'{one.metric}' [{one.group}]: {one.value} whole, {two.value} folded"
-            )
+        whole = started()
+        for first, stop in halves:
+            part = started()
+            part.update(sample.batch(coder, first, stop))
+            whole.merge(part.state())
+        _compare(held["in two"], list(whole.results()), "folded", MERGED)
         return "two halves folded equal the whole"
 
-    yield (reported := attempt("reports what it declares", reports))
-    if reported.passed:
-        yield attempt("its state can be saved and merged", folds)
+    for title, look in (
+        ("reports what it declares", reports),
+        ("does not depend on the batches", batches),
+        ("its state can be saved and merged", folds),
+    ):
+        yield (done := attempt(title, look))
+        if not done.passed:
+            return
 
 
-def _alike(a: Measurement, b: Measurement) -> bool:
+def _compare(
+    whole: list[Measurement], other: list[Measurement], how: str, tolerance: tuple[float, float]
+) -> None:
+    """Errors: AssertionError naming the first value that differs."""
+    for one, two in zip(whole, other, strict=True):
+        assert _alike(one, two, tolerance), (
+            f"'{one.metric}' [{one.group}]: {one.value} whole, {two.value} {how}"
+        )
+
+
+def _alike(a: Measurement, b: Measurement, tolerance: tuple[float, float]) -> bool:
     if a.value is None or b.value is None:
         return a.value is b.value
     if (interval(a)[0] is None) != (interval(b)[0] is None):
         return False
-    return bool(np.isclose(a.value, b.value, rtol=1e-9, atol=1e-12))
-
-
-def _identity_batches(
-    registry: Registry, name: str, access: Access | None
-) -> tuple[Callable[[int, int], SaeBatch], Context]:
-    """Real activations of an embedded backbone behind the identity control."""
-    spec = registry.buildable(name)
-    backbone = load_backbone(spec)
-    dataset, order, images_b3hw = real_images(backbone, registry, access=access)
-    manifest = dataset.manifest(dataset.spec.test)
-    site = spec.sites[spec.site]
-    kinds = tuple(site.kinds)
-    coder = Identity(site.width)
-    ctx = Context(
-        backbone=name,
-        sae="identity",
-        dataset=dataset.spec.name,
-        site=spec.site,
-        tokens="all",
-        d_model=site.width,
-        d_sae=coder.d_sae,
-        kinds=rebased(site.kinds, kinds),
-        n_images=len(order),
-        class_names=dataset.class_names,
-        labels=dataset.label_names,
-        shift_d=np.zeros(site.width),
-    )
-
-    def batch_of(first: int, stop: int) -> SaeBatch:
-        index = order[first:stop]
-        images = Images(
-            backbone,
-            dataset.spec.name,
-            [manifest.ids[i] for i in index],
-            manifest.labels[index],
-            {level: values[index] for level, values in manifest.levels.items()},
-            first,
-            backbone.acts(images_b3hw[first:stop], [spec.site]),
-        )
-        return SaeBatch(images.view(spec.site, kinds), coder, tile_bytes=2**26)
-
-    return batch_of, ctx
+    return bool(np.isclose(a.value, b.value, *tolerance))
