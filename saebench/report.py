@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " →1", "none": ""}
 PLACE = ("backbone", "dataset", "site", "tokens")
-LONGEST = 26  # characters of a name that leave room for four columns within 80
+LONGEST = 23  # characters of a name that leave room for four columns within 80
 
 
 def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> None:
@@ -78,7 +78,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
     better = {row["column"]: row["better"] for row in rows}
     measured = [column for column in columns if column in better]
     for column in measured:
-        name = column.partition("/")[2].replace("_fraction", "")
+        name = column.partition("/")[2].replace("_fraction", "").replace("loss_rec", "rec")
         table.add_column(name + ARROWS[better[column]], justify="right", no_wrap=True)
 
     cells = {(row["sae"], row["column"]): cell(row) for row in rows}
