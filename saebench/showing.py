@@ -16,7 +16,7 @@ from saebench.errors import DataError, SaebenchError
 from saebench.listing import KINDS, names_of, shelf_of
 from saebench.registry import Registry, not_found
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, SiteSpec
-from saebench.taskfiles import describe
+from saebench.taskfiles import TaskDescription, describe
 from saebench.weights import HeadFile, published_heads
 from saebench.whereabouts import is_here, whereabouts
 
@@ -52,6 +52,17 @@ def _print_task(registry: Registry, name: str, console: Console) -> None:
     console.print(Text.assemble((name, "bold"), f"  task · {task.origin} · {task.path}"))
     console.print(Text(task.doc))
     console.print(Text("metrics: " + ", ".join(task.metrics)))
+    for line in option_lines(task):
+        console.print(Text(line), soft_wrap=True)
+
+
+def option_lines(task: TaskDescription) -> Iterator[str]:
+    """What a task leaves to its user: each choice with its default, its values and what it does."""
+    if task.options:
+        yield f"options, as  --option {task.name}.NAME=VALUE"
+    for name, option in task.options.items():
+        values = f"one of {', '.join(option.choices)}" if option.choices else ""
+        yield "  " + " · ".join(filter(None, [f"{name} = {option.default}", option.doc, values]))
 
 
 def _print_entry(registry: Registry, kind: str, name: str, console: Console, access: Access) -> int:

@@ -10,12 +10,15 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saebench.errors import SpecError
 from saebench.registry import Registry
-from saebench.task import Task
+from saebench.task import Option, Task
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class TaskDescription:
     origin: str
     doc: str
     metrics: tuple[str, ...]
+    options: Mapping[str, Option]
 
     @property
     def title(self) -> str:
@@ -34,7 +38,7 @@ class TaskDescription:
 
 
 def describe(registry: Registry, name: str) -> TaskDescription:
-    """Docstring and metric names of a task, without executing its file."""
+    """Docstring, metric names and options of a task, without executing its file."""
     origin, path = registry.task_path(name)
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
@@ -50,7 +54,48 @@ def describe(registry: Registry, name: str) -> TaskDescription:
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
     )
-    return TaskDescription(name, path, origin.label, ast.get_docstring(tree) or "", metrics)
+    doc = ast.get_docstring(tree) or ""
+    return TaskDescription(name, path, origin.label, doc, metrics, _options(tree))
+
+
+def _options(tree: ast.Module) -> dict[str, Option]:
+    """The options of a task's class, as far as its source writes them out."""
+    constants = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    found = {}
+    dicts = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+    for key, call in (pair for node in dicts for pair in zip(node.keys, node.values, strict=True)):
+        name = _literal(key, constants)
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and name):
+            continue
+        if call.func.id == "Option":
+            named = {item.arg: _literal(item.value, constants) for item in call.keywords}
+            with suppress(TypeError):  # importing the file will say what is wrong with it
+                found[name] = Option(*(_literal(item, constants) for item in call.args), **named)
+    return found
+
+
+def _literal(node: ast.expr | None, constants: Mapping[str, ast.expr]) -> Any:
+    """The value of strings and tuples of them, and of constants of the file; else ''."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in constants:
+        others = {name: value for name, value in constants.items() if name != node.id}
+        return _literal(constants[node.id], others)
+    if isinstance(node, (ast.Tuple, ast.List)):
+        found: list[Any] = []
+        for item in node.elts:
+            if isinstance(item, ast.Starred):
+                found += _literal(item.value, constants)
+            else:
+                found.append(_literal(item, constants))
+        return tuple(found)
+    return ""
 
 
 def load_task(registry: Registry, name: str) -> type[Task]:

@@ -14,8 +14,10 @@ from saebench.data import Access
 from saebench.formats import write_sae
 from saebench.hub import fetch
 from saebench.registry import Registry
-from saebench.showing import images_here, print_show, site_lines
+from saebench.showing import images_here, option_lines, print_show, site_lines
 from saebench.specs import DatasetSpec, FolderForm, SiteSpec
+from saebench.splice import POLICIES
+from saebench.taskfiles import describe, load_task
 from saebench.weights import wanted
 from tests.asking_format import asking as asking
 from tests.content import sae_entry
@@ -62,6 +64,22 @@ def test_every_site_of_every_backbone_is_shown() -> None:
             names = list(sites)
             shown += names.index(last or first) - names.index(first) + 1
         assert shown == len(sites), name
+
+
+def test_what_a_task_leaves_to_its_user_is_shown_as_the_task_has_it() -> None:
+    """`show` reads the source, and runs nothing; the class is the judge."""
+    registry = Registry.load()
+    for name in registry.match_tasks(()):
+        described, task = describe(registry, name), load_task(registry, name)
+        assert dict(described.options) == dict(task.options)
+    lines = list(option_lines(describe(registry, "loss_substitution")))
+    assert lines[0] == "options, as  --option loss_substitution.NAME=VALUE"
+    assert lines[1].startswith("  replaced = sae_tokens · tokens that the reconstruction replaces")
+    assert lines[1].endswith("one of " + ", ".join(POLICIES))
+    assert list(option_lines(describe(registry, "sparsity"))) == []
+    out = io.StringIO()
+    print_show(registry, "loss_substitution", Console(file=out, width=200))
+    assert lines[2] in out.getvalue()
 
 
 def test_how_many_images_are_here(tmp_path: Path) -> None:
