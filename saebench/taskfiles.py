@@ -74,7 +74,7 @@ def _options(tree: ast.Module) -> dict[str, Option]:
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and name):
             continue
         if call.func.id == "Option":
-            named = {item.arg: _literal(item.value, constants) for item in call.keywords}
+            named = {item.arg or "": _literal(item.value, constants) for item in call.keywords}
             with suppress(TypeError):  # importing the file will say what is wrong with it
                 found[name] = Option(*(_literal(item, constants) for item in call.args), **named)
     return found
