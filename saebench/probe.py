@@ -56,7 +56,8 @@ class Rows:
         """x̃ [· d] float64 and y [·], so many rows at once as are held beside their logits."""
         size = max(1, _BLOCK // max(n_classes, self.x_nd.shape[1]))
         for x_nd, y_n in zip(self.x_nd.split(size), self.y_n.split(size), strict=True):
-            yield (x_nd - self.mean_d).div_(self.scale), y_n
+            own_nd = x_nd.to(torch.float64, copy=True)
+            yield own_nd.sub_(self.mean_d).div_(self.scale), y_n
 
     def chosen(self, which_n: Tensor) -> Rows:
         """Some of the rows, scaled as they all are. which_n: bool."""
@@ -153,19 +154,22 @@ def solve(
         point = torch.cat([start.W_dc, start.b_c.unsqueeze(0)])[:, present].contiguous()
     optimizer = torch.optim.LBFGS(
         [point],
-        max_iter=20,  # then it is seen how far it has come
-        max_eval=40,
+        max_iter=5,  # then it is seen how far it has come
+        max_eval=20,
         tolerance_grad=0,
         tolerance_change=0,
         history_size=10,
         line_search_fn="strong_wolfe",
     )
     evaluations = 0
+    known: tuple[Tensor, float, Tensor] | None = None  # where it was evaluated last, and what came
 
     def evaluated() -> float:
-        nonlocal evaluations
-        evaluations += 1
-        loss, point.grad = _loss(own, point, penalty)
+        nonlocal evaluations, known
+        if known is None or not torch.equal(known[0], point):
+            evaluations += 1
+            known = (point.clone(), *_loss(own, point, penalty))
+        _, loss, point.grad = known
         return loss
 
     loss, before = evaluated(), float("inf")

@@ -126,7 +126,7 @@ def test_rotating_and_shifting_the_features_changes_no_prediction(
     assert one.penalty == other.penalty
     logits, theirs = x @ one.W_dc + one.b_c, turned @ other.W_dc + other.b_c
     assert (logits.argmax(1) == theirs.argmax(1)).all()
-    assert other.loss_train == pytest.approx(one.loss_train, rel=1e-5)
+    assert other.loss_train == pytest.approx(one.loss_train, rel=1e-3)
 
 
 def test_it_is_deterministic(digits: tuple[Tensor, Tensor]) -> None:
