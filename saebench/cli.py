@@ -147,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str]) -> object:
     """A command line as one of the command dataclasses. Usage errors exit with status 2."""
+    _refuse_repeated(arguments)
     config = (tyro.conf.FlagCreatePairsOff,)
     if arguments and arguments[0] in COMMANDS:  # a parser of one command is made in less time
         name = arguments[0]
@@ -159,6 +160,19 @@ def parse(arguments: Sequence[str]) -> object:
         args=list(arguments) or ["--help"],
         config=config,
     )
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """Errors: UsageError for an option that is given twice: the parser would keep only the last."""
+    seen: set[str] = set()
+    for argument in arguments:
+        name = argument.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name in seen:
+            raise UsageError(
+                f"{name} is given twice",
+                f"write its values behind one another:  {name} A B",
+            )
+        seen.add(name)
 
 
 def execute(command: object) -> int:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from saebench.cli import parse
+from saebench.errors import UsageError
 from saebench.runconfig import RunConfig
 from tests.small import setting
 
@@ -83,6 +84,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2
+
+
+def test_an_option_given_twice_is_refused_rather_than_half_heard() -> None:
+    with pytest.raises(UsageError, match="--sae is given twice") as error:
+        parse(["run", "--sae", "a", "--backbone", "b", "--sae=c"])
+    assert "--sae A B" in error.value.hint
+    assert parse(["run", "--sae", "a", "c"]) == RunConfig(sae=("a", "c"))
 
 
 def test_run_prints_a_table_and_the_line_that_reads_it(root: Path, tmp_path: Path) -> None:
