@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from saebench.activation_size import size_line
 from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
 from saebench.bars import stepping_aside
 from saebench.plan import Group, Plan
@@ -83,6 +84,9 @@ def run_with_progress(config: RunConfig, console: Console, messages: Console) ->
     if config.dry_run:
         plan = plan_run(config)
         print_plan(plan, console)
+        if config.store == "tokens":
+            line = size_line(plan, Registry.load(config.registry))
+            console.print(line, markup=False, soft_wrap=True)
         return 1 if plan.refused else 0
     started = time.perf_counter()
     watch = ProgressWatch(messages)

@@ -30,7 +30,8 @@ class RunConfig:
     memory: str = "4GiB"  # for the SAEs held at once; more of them go in further passes
     workers: int | None = None  # processes that decode images; 0 decodes in this one; none: chosen
     data_root: str | None = None  # the folder of datasets, by name; none: $SAEBENCH_DATA
-    store: Literal["none", "tokens"] = "none"  # tokens: keep activations for later runs
+    # tokens: keep activations in the store; later runs read them, and decode no image
+    store: Literal["none", "tokens"] = "none"
     bad_images: Literal["fail", "skip"] = "fail"  # what to do with an image that does not decode
     out: str = "results"  # the results folder; the same command again resumes there
     registry: tuple[str, ...] = ()  # content folders searched before all others
