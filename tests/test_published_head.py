@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 import saebench
@@ -29,6 +30,8 @@ from saebench.specs import BackboneSpec, WeightsSpec
 from saebench.units import Source
 from saebench.weights import HeadFile
 from tests.content import TASK
+from tests.hub_stand_in import HubStandIn
+from tests.hub_stand_in import hub as hub
 from tests.small import WIDTH, setting
 
 CLASSES = 48  # of shapes
@@ -263,3 +266,20 @@ def test_the_published_heads_of_the_registry() -> None:
         assert spec.head.features == ("cls", "patches")
         assert spec.head.interleaved == (name == "dino-vitb16")
         assert head_in_use(spec, imagenet) == "published"
+
+
+def test_one_of_a_hub_is_fetched_and_locked(root: Path, hub: HubStandIn) -> None:
+    weight, bias = layer()
+    data = save({"weight": weight, "bias": bias})
+    commit = hub.commit("me/heads", {"small.safetensors": data})
+    registry = published(root, hub="me/heads", filename="small.safetensors")
+    console = Console(file=io.StringIO(), width=300)
+    assert fetch(registry, ["small"], console) == 0
+    assert isinstance(console.file, io.StringIO)
+    assert f"small.safetensors of me/heads at {commit}" in console.file.getvalue()
+    asked = len(hub.requests)
+    assert torch.equal(readout(registry)[1].b_c, bias.double())
+    spec, dataset = registry.buildable("small"), registry.dataset("shapes")
+    identity = readouts_identity(spec, dataset, 20)
+    assert identity["weights"] == hashlib.sha256(data).hexdigest()
+    assert len(hub.requests) == asked
