@@ -24,27 +24,39 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " →1", "none": ""}
-PLACE = ("backbone", "dataset", "site", "tokens")
+PLACE = ("backbone", "dataset", "site", "tokens", "variant")
 LONGEST = 23  # characters of a name that leave room for four columns within 80
 
 
 def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> None:
-    """One table for each backbone, dataset, site and token set. `columns`: "task/metric"."""
+    """One table for each backbone, dataset, site, token set and variant; columns: "task/metric"."""
     for table in tables(rows, columns):
         console.print(table)
 
 
 def tables(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[Group]:
     """The tables, in the order in which the rows' backbones stand."""
-    plain = rows.loc[(rows["group"] == "all") & (rows["variant"] == "")]
     places: dict[tuple[str, ...], list[Row]] = {}
-    for row in plain.to_dict("records"):
+    for row in plain(rows).to_dict("records"):
         named = {str(key): value for key, value in row.items()}
         named["column"] = f"{named['task']}/{named['metric']}"
         places.setdefault(tuple(named[key] for key in PLACE), []).append(named)
     shown = complete((row["column"] for place in places.values() for row in place), columns)
     for place in places.values():
         yield _table(place, shown)
+
+
+def plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a table shows: of each SAE and task the default variant.
+
+    Where options took its place, that is the shortest variant, and then the first of these.
+    """
+    ours = rows.loc[(rows["group"] == "all") & ~rows["variant"].str.contains("convention=")]
+    one = [ours[key] for key in ("backbone", "dataset", "site", "tokens", "sae", "task")]
+    n_keys = ours["variant"].str.count("=")
+    fewest = ours.loc[n_keys == n_keys.groupby(one).transform("min")]
+    first = fewest["variant"].groupby([key[fewest.index] for key in one]).transform("first")
+    return fewest.loc[fewest["variant"] == first]
 
 
 def complete(measured: Iterable[str], columns: Sequence[str]) -> list[str]:
@@ -72,6 +84,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
         (first["backbone"], "bold"),
         f" on {first['dataset']} · {place(first['site'], first['tokens'])} · "
         f"{n_images:,} images" + (f", {n:,} tokens" if n > n_images else ""),
+        f" · {first['variant']}" if first["variant"] else "",
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold", min_width=18)

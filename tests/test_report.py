@@ -131,3 +131,23 @@ def test_the_place_of_a_set_names_each_site_once() -> None:
     assert place("blocks.1 + blocks.1", "cls + patches") == "blocks.1 (cls, patches)"
     assert place("a + b", "all + all") == "a + b (all)"
     assert place("blocks.1", "all") == "blocks.1 (all)"
+
+
+def test_what_options_made_of_a_task_stands_in_a_table_of_its_own() -> None:
+    rows = [
+        row("b/one", "l0", 4.0),
+        row("b/one", value=0.25, variant="replaced=cls"),
+        row("b/one", value=0.75, variant="replaced=cls;temperature=1"),
+        row("b/one", value=0.9, variant="convention=saev"),
+    ]
+    lines = printed(rows).splitlines()
+    titles = [line for line in lines if line.startswith("b on shapes")]
+    assert [line.endswith("replaced=cls") for line in titles] == [False, True]
+    assert "0.2500" in printed(rows)
+    assert not {"0.7500", "0.9000"} & set(printed(rows).split())
+
+
+def test_a_default_leaves_no_room_for_variants() -> None:
+    rows = [row("b/one", value=0.25), row("b/one", value=0.75, variant="tau=0.1")]
+    assert "0.2500" in printed(rows)
+    assert "tau" not in printed(rows)
