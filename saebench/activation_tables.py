@@ -46,11 +46,10 @@ class Table:
             }
         except (KeyError, TypeError, AttributeError):
             raise ValueError("the notes of its manifest are damaged") from None
-        for name, (_, axes) in self._form.items():
-            if name not in self._shards[0] or sorted(axes) != list(
-                range(self._shards[0][name].ndim)
-            ):
-                raise ValueError(f"its notes on '{name}' are damaged")
+        for name, (dtype, axes) in self._form.items():
+            array = self._shards[0][name]
+            if sorted(axes) != list(range(array.ndim)) or array.dtype != _bits(dtype):
+                raise ValueError(f"the notes on '{name}' in its manifest are damaged")
 
     def read(self, start: int, stop: int) -> dict[str, Tensor]:
         """The tensors of images start:stop of the table, in memory of their own, on the CPU."""
@@ -116,6 +115,11 @@ def as_array(tensor: Tensor) -> np.ndarray:
     """A tensor's numbers as numpy has them; of one on the CPU a view."""
     tensor = tensor.detach().cpu()
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _bits(dtype: torch.dtype) -> np.dtype:
+    """How numbers of a torch dtype lie in a table."""
+    return as_array(torch.empty(0, dtype=dtype)).dtype
 
 
 def _form_of(tensor: Tensor) -> dict[str, Any]:

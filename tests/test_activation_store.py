@@ -147,7 +147,7 @@ def values(rows: pd.DataFrame) -> pd.DataFrame:
     """The measured part of rows, in a canonical order."""
     key = ["unit_id", "split", "group", "metric", "variant"]
     columns = [*key, "sae", "value", "ci_low", "ci_high", "n", "n_images", "n_skipped", "note"]
-    return rows[columns].sort_values(key).reset_index(drop=True)
+    return rows.loc[:, columns].sort_values(key).reset_index(drop=True)
 
 
 def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
@@ -173,6 +173,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sae": ("small/mlp", "small/a", "small/first")},
         ["patch_embed", "blocks.0"],
     ),
+    "spliced together": (
+        {"sae": ("small/mlp", "small/first"), "splice_together": True},
+        ["patch_embed", "blocks.0"],
+    ),
     "tiny-vit": (
         {"backbone": "tiny-vit", "sae": "tiny-vit/topk-k8"},
         ["patch_embed", "blocks.0", "blocks.1", "blocks.2"],
@@ -193,7 +197,7 @@ def test_a_second_run_moves_no_bit_and_runs_nothing_before_its_sites(
     root: Path, store: Store, tmp_path: Path, work: Work, case: str
 ) -> None:
     options, before = CASES[case]
-    options = {**options, "task": TASKS}
+    options = {**options, "task": "loss_substitution" if "splice_together" in options else TASKS}
     streamed = run(root, tmp_path / "streamed", **options, store="none")
     assert shards(store) == []
     same(run(root, tmp_path / "first", **options), streamed)
@@ -225,6 +229,33 @@ def test_workers_are_not_started_for_what_lies_there(
     first = run(root, tmp_path / "first")
     monkeypatch.setattr(evaluation, "parts", None)  # a call would fail
     same(run(root, tmp_path / "second", workers=2), first)
+
+
+def test_later_waves_of_a_run_read_what_the_first_kept(
+    root: Path, store: Store, tmp_path: Path, work: Work
+) -> None:
+    found = run(root, tmp_path / "waves", sae=("small/a", "small/b"), memory="1KB")
+    assert work.decoded["test"] == N
+    same(found, run(root, tmp_path / "streamed", sae=("small/a", "small/b"), store="none"))
+
+
+def test_what_lies_there_is_not_decoded_ahead(
+    root: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    first = run(root, tmp_path / "first")
+    for folder in list(store.entries("shards")):
+        if '"segment": 1' in (folder / "manifest.json").read_text():
+            (folder / "manifest.json").unlink()
+    asked: list[list[int]] = []
+    honest = evaluation.parts
+
+    def parts(dataset: Any, split: str, positions: Any, *more: Any, **options: Any) -> Any:
+        asked.append([len(part) for part in positions])
+        return honest(dataset, split, positions, *more, **options)
+
+    monkeypatch.setattr(evaluation, "parts", parts)
+    same(run(root, tmp_path / "again"), first)
+    assert asked == [[32]]  # and not segment 2
 
 
 # --- which images ------------------------------------------------------------------------------
