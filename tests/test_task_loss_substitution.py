@@ -31,6 +31,7 @@ from saebench.metrics.substitution import (
     values,
 )
 from saebench.readouts import OwnHead, ZeroShot
+from saebench.rows import interval
 from saebench.splice import POLICIES
 from saebench.task import Measurement, Task, variant_string
 from tests.measure import finished, measure, measured, task_class
@@ -152,6 +153,27 @@ def test_replicates_are_a_poisson_bootstrap_over_images() -> None:
             if not np.isnan(value):
                 assert found is not None
                 assert found[replicate] == pytest.approx(value, rel=1e-9, abs=1e-12), metric
+
+
+def test_the_interval_is_that_of_a_plain_poisson_bootstrap() -> None:
+    outputs = outputs_of(topk_sae())
+    losses = {
+        name: softmax_losses(output.logits_bc.double().numpy(), LABELS)  # type: ignore[union-attr]
+        for name, output in outputs.items()
+    }
+    weights_br = poisson_weights("test", [f"image{i}" for i in range(N)])
+    clean, spliced, zero = (
+        (weights_br * losses[name][:, None]).sum(0) / weights_br.sum(0)
+        for name in ("clean", "spliced", "zero")
+    )
+    expected = {
+        "loss_increase": spliced - clean,
+        "loss_recovered": (zero - spliced) / (zero - clean),
+    }
+    rows = rows_of(topk_sae(), batch=11)
+    for metric, replicates_r in expected.items():
+        low, high = np.quantile(replicates_r, [0.025, 0.975])
+        assert interval(rows[metric, ""]) == pytest.approx((low, high), rel=1e-9), metric
 
 
 # --- known answers -------------------------------------------------------------------------------
