@@ -111,18 +111,15 @@ class LossSubstitution(Task):
         self.unseen = {"clean": "", "spliced": self._unseen(self.replaced)}
         self.unseen |= dict.fromkeys(("zero", "mean"), self._unseen(self.ablated))
         self.run: Any = [name for name in PASSES if not self.unseen[name]]
-        # What does not depend on the head is measured with the default one alone.
-        self.label_free = (self.head, self.names) == ("auto", "default")
-        self.captions: Any = self.ctx.captions if self.label_free else None
+        self.captions: Any = self.ctx.captions
         self.sums = {name: ImageSums(len(self.readouts), len(TERMS)) for name in PASSES}
         self.embeddings = {name: ImageSums(1, len(EMBEDDING_TERMS)) for name in PASSES[1:]}
         self.paired = {name: ImageSums(1, len(TERMS)) for name in PASSES}
         self.spread, self.left_out, self.blocks = Spread(), Total(), Blocks()
         self.pilot: Any = None
         self.parts = {f"readouts_{name}": part for name, part in self.sums.items()}
-        if self.label_free:
-            self.parts |= {f"embedding_{name}": part for name, part in self.embeddings.items()}
-            self.parts["spread"] = self.spread
+        self.parts |= {f"embedding_{name}": part for name, part in self.embeddings.items()}
+        self.parts["spread"] = self.spread
         if self.captions is not None:
             self.parts |= {f"paired_{name}": part for name, part in self.paired.items()}
             self.parts["left_out"] = self.left_out
@@ -162,8 +159,7 @@ class LossSubstitution(Task):
         passes = Passes.of(batch, self.ctx, self.run, **policies)
         for one in passes.done if self.readouts else ():
             self.sums[one.name].add(passes.sums(one))
-        if self.label_free:
-            self._add_embeddings(batch, passes)
+        self._add_embeddings(batch, passes)
         if self.captions is not None:
             embeddings = {one.name: one.output.embedding_bd for one in passes.done}
             for block in self.blocks.add(batch.first, embeddings, batch.weights_br):
@@ -242,13 +238,11 @@ class LossSubstitution(Task):
                 same_tokens=self.replaced == self.ablated,
                 n_classes=readout.n_classes,
             )
-            variant = {**self._of_head(readout.columns), **readout.variant}
-            yield from self._measurements(found, readout.columns, variant)
-        if self.label_free:
-            found = embedding_values(
-                self.embeddings, self.spread, self.unseen, same_tokens=self.replaced == self.ablated
-            )
-            yield from self._measurements(found, {}, {})
+            yield from self._measurements(found, readout.columns, readout.variant)
+        found = embedding_values(
+            self.embeddings, self.spread, self.unseen, same_tokens=self.replaced == self.ablated
+        )
+        yield from self._measurements(found, {}, {})
         if self.captions is not None:
             left = int(self.left_out.sum)
             note = f"{left} images of a last block that is not whole are left out" if left else ""
@@ -265,7 +259,7 @@ class LossSubstitution(Task):
         note: str = "",
     ) -> Iterator[Measurement]:
         columns = {**columns, "replaced": self.replaced, "ablated": self.ablated}
-        variant = {**variant, **self._of_options()}
+        variant = {**variant, **self._of_tokens(), **self._of_head()}
         for one in found:
             foreign = self._foreign() if "spliced" in one.passes and one.value is not None else ""
             yield Measurement(
@@ -278,20 +272,16 @@ class LossSubstitution(Task):
                 note="; ".join(text for text in (one.note, foreign, note) if text),
             )
 
-    def _of_options(self) -> dict[str, str]:
-        """What of the options is not at its default, but for those of the head."""
+    def _of_tokens(self) -> dict[str, str]:
+        """Which tokens are meant, where that is not the default."""
         found = {"replaced": self.replaced} if self.replaced != "sae_tokens" else {}
-        found |= {"ablated": self.ablated} if self.ablated != self.replaced else {}
-        return found | self._of_block()
+        return found | ({"ablated": self.ablated} if self.ablated != self.replaced else {})
 
-    def _of_block(self) -> dict[str, str]:
-        full = self.ctx.last_block == "full"
-        return {} if full else {"last_block": self.ctx.last_block}
-
-    def _of_head(self, columns: Mapping[str, str]) -> dict[str, str]:
-        found = {"names": self.names} if self.names != "default" else {}
-        found |= {"loss": columns["loss"]} if self.head != "auto" else {}
-        return found | ({"head": "probe"} if self.head == "probe" else {})
+    def _of_head(self) -> dict[str, str]:
+        """How the embedding is made and read, where that is not the default."""
+        usual = {"head": "auto", "names": "default", "last_block": "full"}
+        found = {"head": self.head, "names": self.names, "last_block": self.ctx.last_block}
+        return {key: value for key, value in found.items() if value != usual[key]}
 
     def _foreign(self) -> str:
         """Which of the replaced tokens the SAE was not trained on."""
@@ -319,7 +309,7 @@ class LossSubstitution(Task):
                 metric,
                 value,
                 n=len(images.places_n),
-                variant={"convention": project, **self._of_head(columns), **self._of_block()},
+                variant={"convention": project, **self._of_head()},
                 columns={**columns, "replaced": tokens, "ablated": tokens},
                 note=note,
             )

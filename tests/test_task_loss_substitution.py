@@ -436,16 +436,15 @@ def test_each_readout_has_its_own_values() -> None:
     assert rows["loss_mean", ""].value != rows["loss_mean", "temperature=1"].value
 
 
-def test_a_head_that_is_not_the_default_is_in_the_variant() -> None:
-    """And what no head changes is measured with the default one alone."""
+@pytest.mark.parametrize("option", ["head=linear", "head=probe", "names=scientific"])
+def test_a_head_that_is_not_the_default_is_in_the_variant(option: str) -> None:
+    """Also of what no head changes: a unit of its own has rows of its own."""
+    name, value = option.split("=")
     linear = OwnHead(slice(0, C), {"loss": "linear_head_ce", "temperature": "model"})
-    rows = rows_of(topk_sae(), readouts=[linear], options={"head": "linear"})
-    assert {variant for _, variant in rows} == {"loss=linear_head_ce"}
-    assert not any(metric.startswith("embedding") for metric, _ in rows)
-    probed = rows_of(topk_sae(), readouts=[linear], options={"head": "probe"})
-    assert {variant for _, variant in probed} == {"head=probe;loss=linear_head_ce"}
-    named = rows_of(topk_sae(), readouts=HEADS[:1], options={"names": "scientific"})
-    assert {variant for _, variant in named} == {"names=scientific"}
+    rows = rows_of(topk_sae(), readouts=[linear], options={name: value})
+    assert {variant for _, variant in rows} == {option}
+    assert rows["embedding_nmse_spliced", option].value is not None
+    assert rows["loss_clean", option].columns["loss"] == "linear_head_ce"
 
 
 def test_what_the_last_block_leaves_out_is_in_the_variant() -> None:

@@ -100,10 +100,12 @@ def test_too_few_images_for_one_block() -> None:
         assert row.note == "no images; 60 images of a last block that is not whole are left out"
 
 
-def test_retrieval_is_measured_once_with_the_default_head() -> None:
+def test_retrieval_beside_another_head() -> None:
     linear = OwnHead(slice(0, 6), {"loss": "linear_head_ce", "temperature": "model"})
     rows = rows_of(topk_sae(), readouts=[linear], options={"head": "linear"})
-    assert not any("retrieval" in variant for _, variant in rows)
+    own = rows_of(topk_sae())
+    found = rows["loss_recovered", "head=linear;loss=retrieval_ce"]
+    assert found.value == own["loss_recovered", "loss=retrieval_ce"].value
 
 
 def test_vacuous_tokens_are_so_for_captions_too() -> None:
