@@ -9,6 +9,7 @@ change it, and shared by all runs. What is asked for together is fitted in one p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -76,6 +77,7 @@ class Fitter:
     bad_images: Literal["fail", "skip"] = "fail"
     on_images: Callable[[int], None] = lambda n: None
     on_bad: Callable[[str, int, str], None] = lambda split, row, why: None
+    ahead: Sequence[Callable[[], Fit]] = ()  # will be asked for later: fitted in a pass that is due
 
     def fit(self, makers: Sequence[Callable[[], Fit]]) -> list[Artifact]:
         """The artifact of each, from the store where it is, else from one pass for all.
@@ -86,8 +88,18 @@ class Fitter:
         Errors: NonFiniteError (NaN or infinite train activations: nothing is stored), DataError
         (an image that does not decode, or none that does).
         """
-        fits = [make() for make in makers]
-        found = [self.store.find(fit.kind, self._key(fit)) for fit in fits]
+        if self.ahead and not all(self._find(make()) for make in makers):
+            # What fails of those is not of those asked for now: they are tried by themselves then,
+            # and it is told when it is asked for.
+            with suppress(Exception):
+                return self._fit([*makers, *self.ahead])[: len(makers)]
+        return self._fit(makers)
+
+    def _find(self, fit: Fit) -> Artifact | None:
+        return self.store.find(fit.kind, self._key(fit))
+
+    def _fit(self, makers: Sequence[Callable[[], Fit]]) -> list[Artifact]:
+        found = [self._find(make()) for make in makers]
         missing = [i for i, artifact in enumerate(found) if artifact is None]
         fitted, bad = self._pass([makers[i] for i in missing])
         made = dict(zip(missing, fitted, strict=True))

@@ -9,7 +9,7 @@ that λ was chosen by, and whether it converged.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -39,11 +39,16 @@ def linear_readout(
         file = published_head(backbone.spec, dataset.spec)
         assert file is not None
         return _head(backbone, *read_published(backbone, dataset, file))
-    (artifact,) = fitter.fit([partial(ProbeFit, backbone, len(dataset.class_names))])
+    (artifact,) = fitter.fit([probe_of(backbone, dataset)])
     arrays = artifact.arrays
     for said in _cautions(arrays, backbone.spec.name, source):
         warnings.warn(said, stacklevel=2)
     return _head(backbone, torch.from_numpy(arrays["W_dc"]), torch.from_numpy(arrays["b_c"]))
+
+
+def probe_of(backbone: Backbone, dataset: Dataset) -> Callable[[], ProbeFit]:
+    """What begins the fit of a backbone's probe."""
+    return partial(ProbeFit, backbone, len(dataset.class_names))
 
 
 class ProbeFit:

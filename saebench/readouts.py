@@ -13,7 +13,7 @@ tell it from the backbone's default readout, which is the first of the list.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +25,7 @@ from saebench.heads import head_in_use
 if TYPE_CHECKING:
     from saebench.backbones import Backbone, Output
     from saebench.data import Dataset
-    from saebench.fit import Fitter
+    from saebench.fit import Fit, Fitter
     from saebench.retrieval import Captions
     from saebench.units import Source
 
@@ -150,6 +150,17 @@ def build_readouts(
 
         captions = captions_of(backbone, dataset, source, fitter.store)
     return Readouts(heads, captions)
+
+
+def fits_ahead(
+    backbone: Backbone, dataset: Dataset, *, head: str = "auto", names: str = "default"
+) -> list[Callable[[], Fit]]:
+    """What `build_readouts` will ask of a fitter, so that it can be fitted beside other things."""
+    if head_in_use(backbone.spec, dataset.spec, head) != "probe":
+        return []
+    from saebench.linear_head import probe_of
+
+    return [probe_of(backbone, dataset)]
 
 
 def _own_head(outputs: slice, dataset: Dataset, backbone: Backbone) -> OwnHead:

@@ -30,7 +30,7 @@ from saebench.fit import Fitter
 from saebench.images import Images
 from saebench.loading import Loaded, load_coders
 from saebench.plan import Group, Wave
-from saebench.readouts import Readouts, build_readouts
+from saebench.readouts import Readouts, build_readouts, fits_ahead
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
@@ -114,6 +114,7 @@ class GroupRun:
 
     def _wave(self, wave: Wave) -> list[Unit]:
         failed: dict[Unit, None] = {}
+        reading = self._reading(wave.units)
         fitter = Fitter(
             self.backbone,
             self.dataset,
@@ -126,6 +127,7 @@ class GroupRun:
             self.config.bad_images,
             on_images=self.watch.train_images,
             on_bad=self.evaluation.bad.add,
+            ahead=() if reading is None else fits_ahead(self.backbone, self.dataset, **reading),
         )
         loaded = load_coders(
             wave.coders,
@@ -135,7 +137,7 @@ class GroupRun:
             seed=self.config.seed,
         )
         self.evaluation.means.update(loaded.means)
-        no_readouts = self._prepare_readouts(wave.units, fitter)
+        no_readouts = None if reading is None else self._prepare_readouts(reading, fitter)
         for unit in wave.units:
             error = loaded.errors.get(unit.coder)
             if error is None and "readouts" in unit.task.needs:
@@ -164,12 +166,15 @@ class GroupRun:
                     failed[unit] = None
         return list(failed)
 
-    def _prepare_readouts(self, units: Iterable[Unit], fitter: Fitter) -> Exception | None:
-        """Make the heads that tasks read, once for the group; or why they cannot be made."""
+    def _reading(self, units: Iterable[Unit]) -> dict[str, str] | None:
+        """The choices of tasks that read heads, where these are still to be made for the group."""
         unit = next((unit for unit in units if "readouts" in unit.task.needs), None)
         if unit is None or self.readouts is not None:
             return None
-        choices = {name: unit.options[name] for name in ("head", "names") if name in unit.options}
+        return {name: unit.options[name] for name in ("head", "names") if name in unit.options}
+
+    def _prepare_readouts(self, choices: dict[str, str], fitter: Fitter) -> Exception | None:
+        """Make the heads that tasks read, once for the group; or why they cannot be made."""
         try:
             self.readouts = build_readouts(
                 self.backbone, self.dataset, self.group.source, fitter, **choices

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from saebench.errors import ImageError, Mismatch
 from saebench.fit import Fitter
 from saebench.fits import SiteMean
 from saebench.linear_head import ProbeFit
-from saebench.readouts import LinearHead, OwnHead, build_readouts
+from saebench.readouts import LinearHead, OwnHead, build_readouts, fits_ahead
 from saebench.registry import Registry
 from saebench.store import Artifact, Store
 from saebench.tiles import Tiles
@@ -143,6 +143,38 @@ def test_what_is_asked_for_together_is_one_pass(tmp_path: Path) -> None:
     assert probe.id == apart.probe().id
     for name, array in apart.probe().arrays.items():
         np.testing.assert_array_equal(probe.arrays[name], array)
+
+
+def test_one_that_is_asked_for_later_is_fitted_in_a_pass_that_is_due(tmp_path: Path) -> None:
+    case = Case("tiny-dinov2", "digits", tmp_path)
+    case.source = replace(case.source, n_train=100, n_probe=150)
+    ahead = fits_ahead(case.backbone, case.dataset)
+    mean = partial(SiteMean, case.backbone, case.spec.site)
+    case.fitter(ahead=ahead).fit([mean])
+    assert case.seen == 150
+    case.head()
+    case.fitter(ahead=ahead).fit([mean])
+    assert case.seen == 150
+    assert fits_ahead(case.backbone, case.dataset, head="linear") != []
+    classifier = Case("tiny-vit", "shapes", tmp_path, n=20)
+    assert fits_ahead(classifier.backbone, classifier.dataset) == []
+
+
+def test_what_fails_of_it_fails_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("tiny-dinov2", "digits", tmp_path, n=60)
+
+    def fails(*args: Any) -> NoReturn:
+        raise ValueError("no such probe")
+
+    monkeypatch.setattr("saebench.linear_head.fit_probe", fails)
+    ahead = fits_ahead(case.backbone, case.dataset)
+    fitter = case.fitter(ahead=ahead)
+    (mean,) = fitter.fit([partial(SiteMean, case.backbone, case.spec.site)])
+    assert int(mean.arrays["n_k"][0]) == 60
+    with pytest.raises(ValueError, match="no such probe"):
+        fitter.fit([case.maker])
 
 
 def test_a_pass_that_runs_out_of_memory_begins_again(
