@@ -81,8 +81,8 @@ class Passes:
             return Prediction.of(self.logits(self.done[0], i))
 
         def compute() -> Tensor:
-            clean = self.batch.shared_by_all(_key("prediction of readout", i), predict)
-            logits_bc = self.logits(one, i)
+            clean: Prediction = self.batch.shared_by_all(_key("prediction of readout", i), predict)
+            logits_bc = clean.logits_bc if one.name == "clean" else self.logits(one, i)
             return image_terms(logits_bc, self._labels(logits_bc), clean)
 
         return self._once(one, f"terms of readout {i}", compute)

@@ -288,9 +288,8 @@ class LossSubstitution(Task):
         own = tuple(self.ctx.kinds)
         replaced = {"sae_tokens": own, "all": tuple(self.ctx.site_kinds)}
         kinds = [k for k in replaced.get(self.replaced, (self.replaced,)) if k not in own]
-        return f"it was not trained on these of the replaced tokens: {', '.join(kinds)}" * bool(
-            kinds
-        )
+        text = f"it was not trained on these of the replaced tokens: {', '.join(kinds)}"
+        return text if kinds else ""
 
     def _conventions(self) -> Iterator[Measurement]:
         from saebench.metrics.substitution_conventions import CONVENTIONS, peer_value

@@ -34,7 +34,7 @@ from saebench.readouts import OwnHead, ZeroShot
 from saebench.rows import interval
 from saebench.splice import POLICIES
 from saebench.task import Measurement, Task, variant_string
-from tests.measure import finished, measure, measured, task_class
+from tests.measure import context, finished, local_batches, measure, measured, task_class
 from tests.test_task_reconstruction import topk_sae
 
 D, T, C, N = 12, 5, 8, 40
@@ -533,28 +533,36 @@ def values_in(task: Task) -> dict[Any, float | None]:
     return {key: row.value for key, row in measured(task).items()}
 
 
-def test_saes_that_share_a_batch_get_what_they_get_alone() -> None:
-    """Clean and ablated terms are computed once for all of them."""
-    from tests.measure import context, local_batches
+class _Counted(OwnHead):
+    """A head that counts how often it is asked."""
 
-    saes = [topk_sae(seed=0), topk_sae(seed=3)]
-    given = how()
+    calls = 0
+
+    def logits(self, output: Output) -> Tensor:
+        type(self).calls += 1
+        return super().logits(output)
+
+
+def test_saes_that_share_a_batch_get_what_they_get_alone() -> None:
+    """And clean and ablated terms are computed once for all of them."""
+    saes = [topk_sae(seed=seed) for seed in (0, 3, 4)]
+    given = how(readouts=[_Counted(slice(0, C))])
     extra, labels = given.pop("batches"), given.pop("labels")
-    tasks = []
+    tasks, streams = [], []
     for sae in saes:
         tasks.append(task_class("loss_substitution")())
-        tasks[-1].start(context(X, sae, **given))
-    streams = [
-        local_batches(X, s, t.ctx, 8, labels, **extra) for s, t in zip(saes, tasks, strict=True)
-    ]
+        ctx = context(X, sae, **given)
+        tasks[-1].start(ctx)
+        streams.append(local_batches(X, sae, ctx, 8, labels, **extra))
     for batches in zip(*streams, strict=True):
         shared: dict[str, Any] = {}
         for task, batch in zip(tasks, batches, strict=True):
             batch.memo = shared
             task.update(batch)
+    assert _Counted.calls == N // 8 * (3 + len(saes))
     for sae, task in zip(saes, tasks, strict=True):
         alone = finished("loss_substitution", X, sae, batch=8, **how())
-        assert {k: v.value for k, v in measured(task).items()} == values_in(alone)
+        assert values_in(task) == values_in(alone)
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -48,12 +48,13 @@ Means = Mapping[str, Mapping[str, np.ndarray]]
 class Prediction:
     """What the clean pass says of each image."""
 
+    logits_bc: Tensor
     log_p_bc: Tensor
     class_b: Tensor
 
     @classmethod
     def of(cls, logits_bc: Tensor) -> Prediction:
-        return cls(torch.log_softmax(logits_bc.double(), dim=1), predicted(logits_bc))
+        return cls(logits_bc, torch.log_softmax(logits_bc.double(), dim=1), predicted(logits_bc))
 
 
 def predicted(logits_bc: Tensor) -> Tensor:
