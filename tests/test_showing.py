@@ -17,6 +17,7 @@ from saebench.registry import Registry
 from saebench.showing import images_here, option_lines, print_show, site_lines
 from saebench.specs import DatasetSpec, FolderForm, SiteSpec
 from saebench.splice import POLICIES
+from saebench.task import Option
 from saebench.taskfiles import describe, load_task
 from saebench.weights import wanted
 from tests.asking_format import asking as asking
@@ -80,6 +81,20 @@ def test_what_a_task_leaves_to_its_user_is_shown_as_the_task_has_it() -> None:
     out = io.StringIO()
     print_show(registry, "loss_substitution", Console(file=out, width=200))
     assert lines[2] in out.getvalue()
+
+
+def test_options_that_no_class_would_have_do_not_stop_a_listing(tmp_path: Path) -> None:
+    """Whoever imports the file is told what is wrong with it."""
+    (tmp_path / "tasks").mkdir()
+    text = """'''Odd.'''
+from saebench.task import Option, Task
+
+A = ("x", *B)
+MORE = {"k": Option(**A), "one": Option("x", A, doc=str(3)), "two": Option(), "n": Option("", a=1)}
+"""
+    (tmp_path / "tasks/odd.py").write_text(text)
+    described = describe(Registry.load([tmp_path]), "odd")
+    assert dict(described.options) == {"one": Option("x", ("x",))}
 
 
 def test_how_many_images_are_here(tmp_path: Path) -> None:
