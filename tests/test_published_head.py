@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import saebench
 from saebench.api import config_of, source_of
@@ -99,14 +99,19 @@ def test_features_side_by_side(root: Path, prefix: str) -> None:
 def test_features_that_alternate(root: Path) -> None:
     """As DINO's eval_linear.py reads them, and writes beside an optimiser and a schedule."""
     weight, bias = layer()
+    linear = nn.Linear(2 * WIDTH, CLASSES)
+    module = nn.ModuleDict({"module": nn.ModuleDict({"linear": linear})})
+    optimizer = torch.optim.SGD(module.parameters(), 0.001, momentum=0.9, weight_decay=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100, eta_min=0)
+    linear(torch.ones(2, 2 * WIDTH)).sum().backward()
+    optimizer.step()
+    schedule.step()
+    linear.load_state_dict({"weight": weight, "bias": bias})
     checkpoint = {
         "epoch": 100,
-        "state_dict": {"module.linear.weight": weight, "module.linear.bias": bias},
-        "optimizer": {
-            "state": {0: {"momentum_buffer": torch.zeros(2)}},
-            "param_groups": [{"lr": 0.0, "nesterov": False, "params": [0, 1]}],
-        },
-        "scheduler": {"T_max": 100, "eta_min": 0, "base_lrs": [0.001], "last_epoch": 100},
+        "state_dict": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": schedule.state_dict(),
         "best_acc": 78.162,
     }
     torch.save(checkpoint, root / "registry/backbones/linear.pth")
