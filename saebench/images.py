@@ -56,6 +56,14 @@ class Images:
             self._memo[key] = compute()
         return self._memo[key]
 
+    def forget(self) -> None:
+        """Drop what was computed, once nobody asks any more.
+
+        Views are kept here and know their images: left to the garbage collector, which counts
+        objects and not bytes, the activations of many batches would stay.
+        """
+        self._memo.clear()
+
     def layout(self, site: str) -> Mapping[str, slice]:
         """Token kind -> its slice of the site's tokens."""
         return self.backbone.spec.sites[site].kinds

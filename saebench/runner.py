@@ -199,7 +199,10 @@ class GroupRun:
             try:
                 sites = sorted({loaded.places[unit.coder].site for unit in running})
                 for batch in self.evaluation.batches(segment, sites, self.tiles.batch_size):
-                    self._update(batch, running, broken, loaded)
+                    try:
+                        self._update(batch, running, broken, loaded)
+                    finally:
+                        batch.forget()
                     self.watch.images(len(batch.ids))
                     shown += len(batch.ids)
                 break

@@ -74,6 +74,7 @@ class Splicing:
             task.start(self.context(sae))
             task.update(self.sae_batch(images, sae))
             tasks.append(task)
+        images.forget()
         return tasks
 
     def context(self, coder: Coder) -> Context:
