@@ -38,12 +38,13 @@ def linear_readout(
     if used == "published":
         file = published_head(backbone.spec, dataset.spec)
         assert file is not None
-        return _head(backbone, *read_published(backbone, dataset, file))
+        return _head(backbone, used, *read_published(backbone, dataset, file))
     (artifact,) = fitter.fit([probe_of(backbone, dataset)])
     arrays = artifact.arrays
     for said in _cautions(arrays, backbone.spec.name, source):
         warnings.warn(said, stacklevel=2)
-    return _head(backbone, torch.from_numpy(arrays["W_dc"]), torch.from_numpy(arrays["b_c"]))
+    W_dc, b_c = torch.from_numpy(arrays["W_dc"]), torch.from_numpy(arrays["b_c"])
+    return _head(backbone, used, W_dc, b_c)
 
 
 def probe_of(backbone: Backbone, dataset: Dataset) -> Callable[[], ProbeFit]:
@@ -95,8 +96,8 @@ class ProbeFit:
         return fit_probe(read_nd, labels_n, self.n_classes)
 
 
-def _head(backbone: Backbone, W_dc: Tensor, b_c: Tensor) -> LinearHead:
-    return LinearHead(W_dc.to(backbone.device), b_c.to(backbone.device))
+def _head(backbone: Backbone, used: HeadInUse, W_dc: Tensor, b_c: Tensor) -> LinearHead:
+    return LinearHead(W_dc.to(backbone.device), b_c.to(backbone.device), used)
 
 
 def _cautions(arrays: Mapping[str, np.ndarray], name: str, source: Source) -> list[str]:

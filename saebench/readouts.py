@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from saebench.errors import Mismatch
-from saebench.heads import head_in_use
+from saebench.heads import HeadInUse, head_in_use
 
 if TYPE_CHECKING:
     from saebench.backbones import Backbone, Output
@@ -50,7 +50,7 @@ class OwnHead:
 
     outputs: slice
     columns: Mapping[str, str] = field(
-        default_factory=lambda: {"loss": "head_ce", "temperature": "model"}
+        default_factory=lambda: {"loss": "head_ce", "head": "classifier", "temperature": "model"}
     )
     variant: Mapping[str, str] = field(default_factory=dict)
 
@@ -85,14 +85,16 @@ class ZeroShot:
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """features @ W + b. W_dc [d c], b_c [c] float64."""
+    """features @ W + b. W_dc [d c], b_c [c] float64. head: `published` or `probe`."""
 
     W_dc: Tensor
     b_c: Tensor
-    columns: Mapping[str, str] = field(
-        default_factory=lambda: {"loss": "linear_head_ce", "temperature": "model"}
-    )
+    head: HeadInUse
     variant: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        return {"loss": "linear_head_ce", "head": self.head, "temperature": "model"}
 
     @property
     def n_classes(self) -> int:

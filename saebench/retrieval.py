@@ -46,7 +46,11 @@ class Captions:
     text_nd: Tensor
     scale: float
     columns: Mapping[str, str] = field(
-        default_factory=lambda: {"loss": "retrieval_ce", "temperature": "model"}
+        default_factory=lambda: {
+            "loss": "retrieval_ce",
+            "head": "zero_shot",
+            "temperature": "model",
+        }
     )
     variant: Mapping[str, str] = field(default_factory=lambda: {"loss": "retrieval_ce"})
 

@@ -54,6 +54,7 @@ def zero_shot_readouts(
         for temperature in ("model", "1"):
             columns = {
                 "loss": "zero_shot_ce",
+                "head": "zero_shot",
                 "temperature": temperature,
                 "texts": texts,
                 "names": names,

@@ -259,7 +259,7 @@ class LossSubstitution(Task):
         note: str = "",
     ) -> Iterator[Measurement]:
         columns = {**columns, "replaced": self.replaced, "ablated": self.ablated}
-        variant = {**variant, **self._of_tokens(), **self._of_head()}
+        variant = {**variant, **self._of_tokens(), **self._of_head(columns)}
         for one in found:
             foreign = self._foreign() if "spliced" in one.passes and one.value is not None else ""
             yield Measurement(
@@ -277,11 +277,14 @@ class LossSubstitution(Task):
         found = {"replaced": self.replaced} if self.replaced != "sae_tokens" else {}
         return found | ({"ablated": self.ablated} if self.ablated != self.replaced else {})
 
-    def _of_head(self) -> dict[str, str]:
+    def _of_head(self, columns: Mapping[str, str]) -> dict[str, str]:
         """How the embedding is made and read, where that is not the default."""
-        usual = {"head": "auto", "names": "default", "last_block": "full"}
-        found = {"head": self.head, "names": self.names, "last_block": self.ctx.last_block}
-        return {key: value for key, value in found.items() if value != usual[key]}
+        usual = {"names": "default", "last_block": "full"}
+        found = {"names": self.names, "last_block": self.ctx.last_block}
+        found = {key: value for key, value in found.items() if value != usual[key]}
+        if self.head != "auto":  # the head that was found, where there is one
+            found["head"] = columns.get("head", self.head)
+        return found
 
     def _foreign(self) -> str:
         """Which of the replaced tokens the SAE was not trained on."""
@@ -308,7 +311,7 @@ class LossSubstitution(Task):
                 metric,
                 value,
                 n=len(images.places_n),
-                variant={"convention": project, **self._of_head()},
+                variant={"convention": project, **self._of_head(columns)},
                 columns={**columns, "replaced": tokens, "ablated": tokens},
                 note=note,
             )

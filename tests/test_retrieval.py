@@ -221,7 +221,7 @@ def test_captions_are_embedded_in_the_order_of_the_evaluation(
     assert tokens.shape[1] == 24
     assert torch.allclose(captions.text_nd, expected, atol=2e-6, rtol=0)
     assert captions.scale == pytest.approx(float(model.logit_scale.detach().exp()))
-    assert captions.columns == {"loss": "retrieval_ce", "temperature": "model"}
+    assert captions.columns == {"loss": "retrieval_ce", "head": "zero_shot", "temperature": "model"}
     with monkeypatch.context() as patch:
         patch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("embedded again"))
         again = captions_of(tiny(), data, source, Store(tmp_path))

@@ -110,7 +110,7 @@ def test_the_classifiers_are_open_clips(name: str, store: Store) -> None:
 
 def test_what_the_rows_say(store: Store) -> None:
     readouts = zero_shot_readouts(tiny(), shapes(), store, "default")
-    own = {"loss": "zero_shot_ce", "names": "default"}
+    own = {"loss": "zero_shot_ce", "head": "zero_shot", "names": "default"}
     scale = float(upstream()[0].logit_scale.detach().exp())
     assert [(r.columns, r.variant, r.scale) for r in readouts] == [
         (own | {"texts": "templates", "temperature": "model"}, {}, pytest.approx(scale)),

@@ -127,7 +127,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("env", "string", "JSON: versions of everything else that computes"),
     # what distinguishes a row from its metric's default
     _variant("loss", "string", "head_ce, zero_shot_ce, linear_head_ce, retrieval_ce"),
-    _variant("head", "string", "linear or probe, where that is not the head that the entry chooses"),
+    _variant(
+        "head",
+        "string",
+        "what reads the embedding: classifier, zero_shot, published, probe",
+    ),
     _variant("texts", "string", "of a zero-shot head: templates (all of them) or names (bare)"),
     _variant("names", "string", "which names of the classes a zero-shot head reads"),
     _variant("temperature", "string", "of the logits: `model` (its own scale) or a number"),
