@@ -236,4 +236,9 @@ class SaeBatch:
 
     @cached_property
     def _root_recon_btd(self) -> torch.Tensor:
+        if any(coder.transcoder for coder in self.view.coders_below):
+            raise Mismatch(
+                "it reads the codes of a transcoder, which are decoded to another activation",
+                "such an SAE can be measured on its own codes, and not be spliced",
+            )
         return self.view.to_backbone(self.recon_btd)[1]

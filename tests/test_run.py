@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import torch
 
 import saebench
 from saebench import api, evaluation, runner, units
-from saebench.batch import SaeBatch
-from saebench.images import Images
-from saebench.tiles import SMALLEST_TILE, Tiles
 from saebench.backbones import Backbone
+from saebench.batch import SaeBatch
 from saebench.errors import Mismatch, ResultsError, UsageError, is_out_of_memory
+from saebench.images import Images
 from saebench.results import ResultsFolder
 from saebench.runconfig import RunConfig
 from saebench.saes import Sae
+from saebench.tiles import SMALLEST_TILE, Tiles
 from tests.small import activations, add_sae, random_sae, setting
 
 TASKS = ("reconstruction", "sparsity", "dead_neurons")
@@ -642,6 +643,10 @@ def test_an_sae_on_an_sae_is_spliced_through_its_chain(root: Path) -> None:
         atol=1e-6,
     )
     assert torch.equal(above.clean_output.embedding_bd, direct.clean_output.embedding_bd)
+    transcoder = replace(sae, transcoder=True)
+    above = SaeBatch(view.above(transcoder, "sae:small/a/codes", 2**20), Identity(48), 2**20)
+    with pytest.raises(Mismatch, match="codes of a transcoder"):
+        above.spliced_output()
 
 
 def test_config_keywords() -> None:
