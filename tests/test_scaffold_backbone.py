@@ -39,6 +39,8 @@ def said(spec: BackboneSpec) -> dict[str, Any]:
     fields = asdict(spec)
     for own in ("name", "path", "description", "licence", "base"):
         fields.pop(own)
+    for published in ("features", "linear", "interleaved"):  # the weights' repository has no heads
+        fields["head"].pop(published)
     return fields | {"weights": spec.weights.hub}
 
 

@@ -104,7 +104,7 @@ def test_retrieval_beside_another_head() -> None:
     linear = OwnHead(slice(0, 6), {"loss": "linear_head_ce", "temperature": "model"})
     rows = rows_of(topk_sae(), readouts=[linear], options={"head": "linear"})
     own = rows_of(topk_sae())
-    found = rows["loss_recovered", "head=linear;loss=retrieval_ce"]
+    found = rows["loss_recovered", "head=zero_shot;loss=retrieval_ce"]
     assert found.value == own["loss_recovered", "loss=retrieval_ce"].value
 
 
