@@ -44,7 +44,7 @@ class RunResult:
 
 def config_of(**options: Any) -> RunConfig:
     """A RunConfig from keywords; one name may stand for a list. Errors: SpecError, UsageError."""
-    for name in ("backbone", "sae", "task", "dataset", "registry"):
+    for name in ("backbone", "sae", "task", "dataset", "registry", "option"):
         if isinstance(options.get(name), (str, Path)):
             options[name] = (str(options[name]),)
         elif name in options:

@@ -147,8 +147,12 @@ class SaeBatch:
         return range(self.first, self.first + self.n_images)
 
     @property
+    def clean_name(self) -> str:
+        return self.view.images.clean_from(self.view.root.site)
+
+    @property
     def clean_output(self) -> Output:
-        return self.view.images.clean_output
+        return self.view.images.clean_output(self.view.root.site)
 
     def ablated_output(self, value: Ablation, ablated: str = "sae_tokens") -> Output:
         """Output with 0 or the train mean for the tokens of a policy: once for all SAEs there.

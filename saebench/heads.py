@@ -12,6 +12,7 @@ there. With `head = linear` every backbone is, so that their losses can be compa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from saebench.errors import WeightsError
@@ -32,6 +33,24 @@ def head_in_use(spec: BackboneSpec, dataset: DatasetSpec, head: str = "auto") ->
     if head == "auto" and spec.head.kind == "classifier" and spec.head.outputs(dataset):
         return "classifier"
     return "published" if head != "probe" and spec.head.published(dataset) else "probe"
+
+
+def said_once(
+    spec: BackboneSpec, dataset: DatasetSpec, options: Mapping[str, str]
+) -> dict[str, str]:
+    """A task's options with `head` and `names` in one way of saying them.
+
+    What chooses the head that is read anyway is `auto`; where there is no published head, `linear`
+    is `probe`; where no text is read, names are the default.
+    """
+    said = dict(options)
+    used = head_in_use(spec, dataset, said.get("head", "auto"))
+    if "head" in said:
+        usual = used == head_in_use(spec, dataset)
+        said["head"] = "auto" if usual else "probe" if used == "probe" else "linear"
+    if "names" in said and used != "zero_shot":
+        said["names"] = "default"
+    return said
 
 
 def published_head(spec: BackboneSpec, dataset: DatasetSpec) -> HeadFile | None:

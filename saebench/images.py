@@ -68,16 +68,23 @@ class Images:
         """Token kind -> its slice of the site's tokens."""
         return self.backbone.spec.sites[site].kinds
 
-    @property
-    def clean_output(self) -> Output:
-        """Output of the untouched images: what the pass left unrun after its last site, run."""
+    def clean_from(self, site: str) -> str:
+        """Where the clean pass that stands beside splices at `site` goes on from.
 
-        def resumed() -> Output:
-            site = self.backbone.deepest(self.captures)
-            capture = self.captures[site]
-            return self.backbone.resume(site, capture.acts_btd, capture.state)
+        What the pass left unrun after its last site is the least. Where the last block is run in
+        the short way, a clean pass takes the way of its splices: another one rounds otherwise.
+        """
+        full = self.backbone.last_block == "full"
+        return self.backbone.deepest(self.captures) if full else site
 
-        return self.once("clean", resumed)
+    def clean_output(self, site: str) -> Output:
+        """Output of the untouched images, beside splices at `site`."""
+        start = self.clean_from(site)
+        capture = self.captures[start]
+        return self.once(
+            f"clean from {start}",
+            lambda: self.backbone.resume(start, capture.acts_btd, capture.state),
+        )
 
     def view(self, site: str, kinds: Sequence[str]) -> View:
         """The tokens of these kinds at a site, shared by all who ask for the same."""

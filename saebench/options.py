@@ -51,19 +51,15 @@ def read_options(given: Iterable[str], tasks: Sequence[type[Task]]) -> Chosen:
     return chosen
 
 
-def values_of(task: type[Task], chosen: Chosen) -> dict[str, str]:
-    """Every option of a task with its value."""
+def values_of(task: type[Task], chosen: Chosen, *, conventions: bool = False) -> dict[str, str]:
+    """Every option of a task with its value, in the one way in which the task would say it."""
     defaults = {name: option.default for name, option in task.options.items()}
-    return {**defaults, **chosen.get(task.name, {})}
+    return dict(task.canonical({**defaults, **chosen.get(task.name, {})}, conventions=conventions))
 
 
-def not_default(task: type[Task], chosen: Chosen) -> dict[str, str]:
+def not_default(task: type[Task], values: Mapping[str, str]) -> dict[str, str]:
     """The options of a task that are not at their default: part of a unit's identity."""
-    return {
-        name: value
-        for name, value in values_of(task, chosen).items()
-        if value != task.options[name].default
-    }
+    return {name: v for name, v in values.items() if v != task.options[name].default}
 
 
 def _every_option(tasks: Sequence[type[Task]]) -> str:

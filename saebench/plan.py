@@ -7,13 +7,13 @@ wave is one pass over the images.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.errors import DataError, UsageError, WeightsError
-from saebench.heads import readouts_identity
+from saebench.heads import head_in_use, readouts_identity, said_once
 from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.registry import Registry, is_glob
@@ -197,7 +197,10 @@ def _units(
     for task in tasks:
         variants = [False, True] if config.conventions and task.has_conventions else [False]
         for conventions in variants:
-            options: dict[str, Any] = dict(not_default(task, chosen))
+            values = values_of(task, chosen, conventions=conventions)
+            if "readouts" in task.needs:
+                values = said_once(backbone, source.spec, values)
+            options: dict[str, Any] = dict(not_default(task, values))
             options |= {"conventions": True} if conventions else {}
             identity = {
                 "backbone": on_backbone,
@@ -209,18 +212,35 @@ def _units(
                 "dtype": config.dtype,
                 "protocol": PROTOCOL,
             }
-            values = values_of(task, chosen)
             if "readouts" in task.needs:
-                spec, n_probe = source.spec, source.n_probe
-                named = values.get("head", "auto")
-                identity["readouts"] = readouts_identity(backbone, spec, n_probe, named)
-                if backbone.head.kind == "zero_shot":
-                    names = values.get("names", "default")
-                    used = identity["readouts"]["head"] == "zero_shot"
-                    identity["texts"] = source.texts_identity(names if used else None)
-                if config.last_block != "full":
-                    identity["last_block"] = config.last_block
+                identity |= _reading_identity(backbone, source, values)
+            if ("readouts" in task.needs or task.splices) and config.last_block != "full":
+                identity["last_block"] = config.last_block
             yield Unit(backbone, coder, task, source, identity, conventions, values)
+
+
+def _reading_identity(
+    backbone: BackboneSpec, source: Source, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """What of the heads that a task reads is part of a unit's identity."""
+    head, names = options.get("head", "auto"), options.get("names", "default")
+    fields = {"readouts": readouts_identity(backbone, source.spec, source.n_probe, head)}
+    if backbone.head.kind == "zero_shot":
+        texts = head_in_use(backbone, source.spec, head) == "zero_shot"
+        if texts:
+            check_names(source, names)
+        fields["texts"] = source.texts_identity(names if texts else None)
+    return fields
+
+
+def check_names(source: Source, names: str) -> None:
+    """Errors: UsageError for a kind of class names that a dataset does not have."""
+    known = source.dataset.text_names if source.dataset is not None else {names: ()}
+    if names != "default" and names not in known:
+        raise UsageError(
+            f"the classes of '{source.spec.name}' have no names '{names}'",
+            f"they have: {', '.join(known)}",
+        )
 
 
 def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:

@@ -30,7 +30,7 @@ from saebench.fit import Fitter
 from saebench.images import Images
 from saebench.loading import Loaded, load_coders
 from saebench.plan import Group, Wave
-from saebench.readouts import Readouts, build_readouts, fits_ahead
+from saebench.reading import Reading
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
 from saebench.rows import Environment, named_latents, unit_rows
@@ -66,7 +66,6 @@ class GroupRun:
     watch: Watch = field(default_factory=Watch)
     recorded: set[Unit] = field(default_factory=set)  # units whose failure is on disk
     bad: BadImages | None = None  # once the dataset is open
-    readouts: Readouts | None = None  # once a task needs them
 
     def run(self) -> list[Unit]:
         """Measure every unit of the group. Returns the units that failed, each with its record."""
@@ -93,6 +92,7 @@ class GroupRun:
                 bad=bad,
                 tokens=self.store if self.config.store == "tokens" else None,
             )
+            self.reading = Reading(self.backbone, self.dataset, source)
             self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
             for wave in self.group.waves:
                 failed += self._wave(wave)
@@ -114,7 +114,6 @@ class GroupRun:
 
     def _wave(self, wave: Wave) -> list[Unit]:
         failed: dict[Unit, None] = {}
-        reading = self._reading(wave.units)
         fitter = Fitter(
             self.backbone,
             self.dataset,
@@ -127,7 +126,7 @@ class GroupRun:
             self.config.bad_images,
             on_images=self.watch.train_images,
             on_bad=self.evaluation.bad.add,
-            ahead=() if reading is None else fits_ahead(self.backbone, self.dataset, **reading),
+            ahead=self.reading.ahead(wave.units),
         )
         loaded = load_coders(
             wave.coders,
@@ -137,12 +136,9 @@ class GroupRun:
             seed=self.config.seed,
         )
         self.evaluation.means.update(loaded.means)
-        no_readouts = None if reading is None else self._prepare_readouts(reading, fitter)
+        self.reading.prepare(wave.units, fitter)
         for unit in wave.units:
-            error = loaded.errors.get(unit.coder)
-            if error is None and "readouts" in unit.task.needs:
-                error = no_readouts
-            if error is not None:
+            if error := loaded.errors.get(unit.coder) or self.reading.error(unit):
                 self._fail(unit, error)
                 failed[unit] = None
         started = time.perf_counter()
@@ -165,25 +161,6 @@ class GroupRun:
                 if not self._finish(unit, loaded, in_memory, seconds):
                     failed[unit] = None
         return list(failed)
-
-    def _reading(self, units: Iterable[Unit]) -> dict[str, str] | None:
-        """The choices of tasks that read heads, where these are still to be made for the group."""
-        unit = next((unit for unit in units if "readouts" in unit.task.needs), None)
-        if unit is None or self.readouts is not None:
-            return None
-        return {name: unit.options[name] for name in ("head", "names") if name in unit.options}
-
-    def _prepare_readouts(self, choices: dict[str, str], fitter: Fitter) -> Exception | None:
-        """Make the heads that tasks read, once for the group; or why they cannot be made."""
-        try:
-            self.readouts = build_readouts(
-                self.backbone, self.dataset, self.group.source, fitter, **choices
-            )
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            return error
-        return None
 
     def _segment(
         self, segment: int, units: Iterable[Unit], loaded: Loaded
@@ -260,7 +237,7 @@ class GroupRun:
 
     def _started(self, unit: Unit, loaded: Loaded) -> Task:
         task = unit.task()
-        readouts = self.readouts if "readouts" in task.needs else None
+        readouts = self.reading.of(unit)
         ctx = context_of(unit, loaded, self.backbone, self.dataset, readouts, seed=self.config.seed)
         task.start(ctx)
         return task

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from saebench.backbones import Reads
     from saebench.saes import Codes
 
 Need = Literal["readouts"]  # readouts: heads over the final embedding, in `Context.readouts`
@@ -105,6 +106,10 @@ class Part(Protocol):
     def merge(self, state: Mapping[str, np.ndarray]) -> None: ...
 
 
+class Sees(Protocol):
+    def __call__(self, policy: str, reads: Reads = "any") -> bool | None: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a task may know before the first batch."""
@@ -118,15 +123,18 @@ class Context:
     d_sae: int
     kinds: Mapping[str, slice]  # token kind -> its slice of the SAE's t tokens
     n_images: int  # of the whole evaluation, not of one segment
-    site_kinds: Sequence[str] = ()  # every token kind of its site, also those it does not cover
     last_block: str = "full"  # cls: of the last block only what the head reads is computed
     class_names: Sequence[str] = ()
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label level -> value names
     options: Mapping[str, str] = field(default_factory=dict)  # every option's value
     readouts: Sequence[Any] = ()  # `saebench.readouts.Readout`s, where the task needs them
     captions: Any = None  # `saebench.readouts.Captions`, where the task needs readouts
-    # Whether the output can change at all with the tokens of a policy; None: there are none such.
-    sees: Callable[[str], bool | None] = lambda policy: True
+    # Whether what is read can change at all with the tokens of a policy; None: there are none such.
+    sees: Sees = lambda policy, reads="any": True
+    # Of the tokens of a policy those that the SAE was not trained on, by name.
+    foreign: Callable[[str], Sequence[str]] = lambda policy: ()
+    # Why no reconstruction can take the place of the tokens of a policy; '' where one can.
+    refused: Callable[[str], str] = lambda policy: ""
     conventions: bool = False
     seed: int = 0
     shift_d: Any = None  # [d] float64 pilot mean of x: sums of squares are taken around it
@@ -178,6 +186,8 @@ class Batch(Protocol):
     def places(self) -> range: ...  # positions of the images in the evaluation order
     @property
     def clean_output(self) -> Any: ...  # backbones.Output of the untouched images
+    @property
+    def clean_name(self) -> str: ...  # tells it from the clean outputs of others of these images
     def spliced_output(self, replaced: str = "sae_tokens") -> Any:
         """Output with the reconstruction in place of x, for the tokens of a policy."""
         ...
@@ -208,6 +218,14 @@ class Task(ABC):
     has_conventions: ClassVar[bool] = False  # it knows peers' formulas (ctx.conventions)
 
     parts: dict[str, Part]
+
+    @classmethod
+    def canonical(cls, options: Mapping[str, str], *, conventions: bool) -> Mapping[str, str]:
+        """The same options in one way of saying them, so that one result has one unit.
+
+        conventions: for the unit of the peers' formulas, which may not heed some of them.
+        """
+        return options
 
     @abstractmethod
     def start(self, ctx: Context) -> None:

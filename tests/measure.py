@@ -71,6 +71,10 @@ class LocalBatch:
         return range(self.first, self.first + self.n_images)
 
     @property
+    def clean_name(self) -> str:
+        return "here"
+
+    @property
     def clean_output(self) -> Any:
         return self._output(self.x_btd, "all")
 

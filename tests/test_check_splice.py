@@ -112,7 +112,8 @@ def test_a_task_that_reads_heads(root: Path) -> None:
     write(root, {"tasks/heads.py": HEADS})
     found = {check.name: check for check in check_task(Registry.load([root]), "heads")}
     assert all(check.passed for check in found.values()), found
-    assert found["gets the heads and options it asks for"].detail == "1 heads (head_ce, classifier, model)"
+    heads = found["gets the heads and options it asks for"].detail
+    assert heads == "1 heads (head_ce, classifier, model)"
     assert found["reports what it declares"].detail == "2 rows on the identity control"
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from saebench.backbones import Backbone, Capture, Output
+from saebench.backbones import Backbone, Capture, Output, Reads
 from saebench.batch import SaeBatch
 from saebench.images import Images
 from saebench.splice import with_parts
 from saebench.testing.report import Check, attempt
 
 SPLICED = 8  # images that a splice is tried on
+READS: Mapping[Reads, str] = {"embedding": "the embedding", "features": "what a linear head reads"}
 ELSEWHERE = 1e-5  # of the largest value: what may differ where not every bit can be the same
 
 
@@ -49,8 +50,12 @@ def check_splice(batch: SaeBatch) -> Iterator[Check]:
 
     def seen() -> str:
         named = f"{', '.join(kinds)} at {root.site}"
-        if backbone.sees(root.site, kinds):
+        changes: list[Reads] = [reads for reads in READS if backbone.sees(root.site, kinds, reads)]
+        if len(changes) == len(READS):
             return f"{named}: the output changes with them"
+        if changes:
+            (other,) = (text for reads, text in READS.items() if reads not in changes)
+            return f"{named}: {READS[changes[0]]} changes with them, and {other} does not"
         return (
             f"vacuous: the output of '{backbone.spec.name}' does not depend on {named}, so what "
             "it loses by a splice there says nothing of an SAE"
@@ -68,7 +73,7 @@ def spliced_at(images: Images, site: str) -> str:
     backbone, layout, capture = images.backbone, images.layout(site), images.captures[site]
     parts = {kind: capture.acts_btd[:, part].clone() for kind, part in layout.items()}
     acts_btd = with_parts(torch.full_like(capture.acts_btd, torch.nan), layout, parts)
-    agrees(images.clean_output, backbone.resume(site, acts_btd, capture.state), backbone)
+    agrees(images.clean_output(site), backbone.resume(site, acts_btd, capture.state), backbone)
     unseen = [kind for kind in layout if not backbone.sees(site, (kind,))]
     return f"; does not depend on its {', '.join(unseen)}" if unseen else ""
 
