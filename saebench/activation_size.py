@@ -41,7 +41,8 @@ def plan_bytes(plan: Plan, registry: Registry) -> int:
     total = 0
     for group in plan.groups:
         refs = [ref for wave in group.waves for ref in wave.coders]
-        sites = {site for ref in refs for site in root_sites(registry, ref)}
+        # Of several spliced together only the first one's site is captured.
+        sites = {root_sites(registry, ref)[0] for ref in refs}
         total += group.source.n_images * image_bytes(group.backbone, sites, plan.config.dtype)
     return total
 

@@ -170,7 +170,7 @@ def _refuse_repeated(arguments: Sequence[str]) -> None:
         if name.startswith("--") and name in seen:
             raise UsageError(
                 f"{name} is given twice",
-                f"write its values behind one another:  {name} A B",
+                f"give it once; where it takes several values, they follow:  {name} A B",
             )
         seen.add(name)
 

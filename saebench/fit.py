@@ -9,7 +9,6 @@ change it, and shared by all runs. What is asked for together is fitted in one p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -20,7 +19,7 @@ from saebench.backbones import Backbone
 from saebench.data import Dataset
 from saebench.data.loader import batches
 from saebench.data.manifest import Manifest
-from saebench.errors import DataError, is_out_of_memory
+from saebench.errors import DataError, NonFiniteError, is_out_of_memory
 from saebench.identity import content_hash
 from saebench.images import check_finite
 from saebench.specs import semantic_fields
@@ -91,8 +90,12 @@ class Fitter:
         if self.ahead and not all(self._find(make()) for make in makers):
             # What fails of those is not of those asked for now: they are tried by themselves then,
             # and it is told when it is asked for.
-            with suppress(Exception):
+            try:
                 return self._fit([*makers, *self.ahead])[: len(makers)]
+            except (DataError, NonFiniteError):
+                raise  # of the images or the backbone: it would come again
+            except Exception:
+                pass
         return self._fit(makers)
 
     def _find(self, fit: Fit) -> Artifact | None:

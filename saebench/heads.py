@@ -59,13 +59,28 @@ def published_head(spec: BackboneSpec, dataset: DatasetSpec) -> HeadFile | None:
     return HeadFile(spec, name) if name else None
 
 
+def check_head(
+    spec: BackboneSpec, dataset: DatasetSpec, task: str, options: Mapping[str, str]
+) -> None:
+    """Errors: WeightsError for a published head that is not here; it says how to go on without."""
+    file = published_head(spec, dataset)
+    if file is None or head_in_use(spec, dataset, options.get("head", "auto")) != "published":
+        return
+    try:
+        weights_sha256(file)
+    except WeightsError as error:
+        hint = error.hint
+        if "head" in options:
+            hint += f"; or fit a probe instead:  --option {task}.head=probe"
+        raise WeightsError(error.what, hint) from None
+
+
 def readouts_identity(
     spec: BackboneSpec, dataset: DatasetSpec, n_probe: int, head: str = "auto"
 ) -> dict[str, Any]:
     """What of the readouts can change a number, beside `units.head_identity` and task options.
 
-    The bytes of a published head that is not here are not known: what reads it will fail, and say
-    so; all else goes on.
+    Errors: WeightsError for a published head that is not here: its bytes are not known.
     """
     used = head_in_use(spec, dataset, head)
     fields: dict[str, Any] = {"head": used}
@@ -73,10 +88,7 @@ def readouts_identity(
         fields["features"] = list(spec.head.features)
     if used == "published" and (file := published_head(spec, dataset)):
         fields["interleaved"] = spec.head.interleaved
-        try:
-            fields["weights"] = weights_sha256(file)
-        except WeightsError:
-            fields["weights"] = None
+        fields["weights"] = weights_sha256(file)
     if used == "probe":
         fields |= {"probe": PROBE, "n_images": n_probe}
     return fields

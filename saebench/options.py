@@ -28,7 +28,9 @@ def read_options(given: Iterable[str], tasks: Sequence[type[Task]]) -> Chosen:
                 f"--option {text}: not of the form TASK.NAME=VALUE", _every_option(tasks)
             )
         if task_name not in by_name:
-            raise UsageError(f"--option {text}: no task '{task_name}' is run", _every_option(tasks))
+            near = get_close_matches(task_name, by_name, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else _every_option(tasks)
+            raise UsageError(f"--option {text}: no task '{task_name}' is run", hint)
         options = by_name[task_name].options
         if name not in options:
             near = get_close_matches(name, options, n=1, cutoff=0.5)

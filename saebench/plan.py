@@ -13,7 +13,7 @@ from typing import Any
 
 from saebench.coders import CoderRef, Refusal, chain_of, choose
 from saebench.errors import DataError, UsageError, WeightsError
-from saebench.heads import head_in_use, readouts_identity, said_once
+from saebench.heads import check_head, head_in_use, readouts_identity, said_once
 from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.registry import Registry, is_glob
@@ -112,9 +112,18 @@ def make_plan(
             refused.setdefault(where, Refusal(where, error))
             continue
         source, units = sources[name], []
+        able = []
+        for task in tasks:
+            try:
+                if "readouts" in task.needs:
+                    check_head(backbone, source.spec, task.name, values_of(task, chosen))
+                able.append(task)
+            except WeightsError as error:  # a head without a file: the other tasks go on
+                what = f"{backbone.name} · {task.name}"
+                refused.setdefault(what, Refusal(what, error))
         for coder in choice.refs[backbone.name]:
             try:
-                units += _units(config, registry, backbone, coder, tasks, source, chosen)
+                units += _units(config, registry, backbone, coder, able, source, chosen)
             except WeightsError as error:  # an SAE without a file: the others go on
                 sae = coder.sae.name if coder.sae else coder.label
                 refused.setdefault(sae, Refusal(sae, error))

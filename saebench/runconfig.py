@@ -19,7 +19,7 @@ class RunConfig:
     task: tuple[str, ...] = ()  # names or globs; none: every task that applies
     dataset: tuple[str, ...] = ()  # names or globs; none: the backbone's own
     limit: int | None = None  # first n images of the evaluation split
-    train_limit: int | None = None  # first n train images that statistics are fitted on (2048)
+    train_limit: int | None = None  # first n train images to fit statistics (2048) and probes on
     option: tuple[str, ...] = ()  # choices that a task leaves to you, as TASK.NAME=VALUE
     splice_together: bool = False  # all chosen SAEs of a backbone at once, each at its own site
     last_block: Literal["full", "cls"] = "full"  # cls: of the last block only what a CLS head sees
@@ -36,6 +36,6 @@ class RunConfig:
     out: str = "results"  # the results folder; the same command again resumes there
     registry: tuple[str, ...] = ()  # content folders searched before all others
     suite: Literal["default", "full"] = "default"  # full: also what takes long
-    conventions: bool = False  # add the peers' formulas that derive from the same sums
+    conventions: bool = False  # add the peers' formulas (some splice once more)
     overwrite: Literal["never", "failed", "all"] = "failed"  # which units are measured again
     dry_run: bool = False  # print what would be done, and do nothing

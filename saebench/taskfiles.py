@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from saebench.errors import SpecError
 from saebench.registry import Registry
-from saebench.task import Option, Task
+from saebench.task import Need, Option, Task
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,24 @@ def load_task(registry: Registry, name: str) -> type[Task]:
             f"{path}: the class {task.__name__} is called '{getattr(task, 'name', '')}'",
             f"a task's name is its file's: write  name = \"{name}\"",
         )
+    _check(task, path)
     return task
+
+
+def _check(task: type[Task], path: Path) -> None:
+    """Errors: SpecError for options or needs of another form than `saebench.task.Task` has."""
+    for option, value in task.options.items():
+        if not isinstance(value, Option):
+            raise SpecError(
+                f"{path}: the option '{option}' is {value!r}, not a saebench.task.Option",
+                f'write  options = {{"{option}": Option("{value}")}}',
+            )
+    for need in task.needs:
+        if need not in get_args(Need):
+            raise SpecError(
+                f"{path}: there is nothing called '{need}' that a task can need",
+                f"needs: {', '.join(get_args(Need))}",
+            )
 
 
 def source_sha256(task: type[Task]) -> str:

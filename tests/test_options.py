@@ -9,7 +9,7 @@ import pytest
 
 import saebench
 from saebench.api import source_of
-from saebench.errors import UsageError
+from saebench.errors import SpecError, UsageError
 from saebench.options import read_options
 from saebench.plan import make_plan
 from saebench.registry import Registry
@@ -95,6 +95,21 @@ def test_names_that_a_dataset_does_not_have_are_refused_before_anything_runs() -
     with pytest.raises(UsageError, match="no names 'bogus'") as error:
         ids("names=bogus")
     assert "they have: default" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('options = {"x": 1}', "the option 'x' is 1, not a saebench.task.Option"),
+        ('needs = ("readuots",)', "nothing called 'readuots'"),
+    ],
+)
+def test_a_task_file_of_another_form_is_refused(line: str, what: str, tmp_path: Path) -> None:
+    source = HEADS.replace("    metrics = ", f"    {line}\n    metrics = ")
+    content = write(tmp_path / "c", {"tasks/heads.py": source})
+    with pytest.raises(SpecError) as error:
+        load_task(Registry.load([content]), "heads")
+    assert what in error.value.what
 
 
 HEADS = '''

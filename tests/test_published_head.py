@@ -23,8 +23,10 @@ from saebench.fetch import fetch
 from saebench.heads import head_in_use, readouts_identity
 from saebench.identity import file_sha256
 from saebench.linear_head import linear_readout
+from saebench.plan import make_plan
 from saebench.readouts import LinearHead
 from saebench.registry import Registry
+from saebench.runconfig import RunConfig
 from saebench.showing import print_show
 from saebench.specs import BackboneSpec, WeightsSpec
 from saebench.units import Source
@@ -185,7 +187,8 @@ def test_its_bytes_are_part_of_the_identity(root: Path) -> None:
     registry = published(root, file="head.pth")
     spec, dataset = registry.buildable("small"), registry.dataset("shapes")
     path = root / "registry/backbones/head.pth"
-    assert readouts_identity(spec, dataset, 20)["weights"] is None
+    with pytest.raises(WeightsError, match="is not there"):
+        readouts_identity(spec, dataset, 20)
     torch.save(dict(zip(("weight", "bias"), layer(), strict=True)), path)
     found = readouts_identity(spec, dataset, 20)
     assert found == {
@@ -205,7 +208,9 @@ def test_a_run_without_it_fails_where_it_is_needed_alone(root: Path, tmp_path: P
     reading = reading.replace('"rows"', '"reads"', 1)
     (root / "tasks/reads.py").write_text(reading.replace("class Rows", "class Reads"))
     run: Any = saebench.run
-    with pytest.warns(UserWarning, match="reads"):
+    with pytest.warns(
+        UserWarning, match=r"small · reads was left out.*(?s:.)*example.org/head.pth"
+    ):
         rows = run(
             registry=str(root),
             backbone="small",
@@ -217,9 +222,20 @@ def test_a_run_without_it_fails_where_it_is_needed_alone(root: Path, tmp_path: P
             out=str(tmp_path / "results"),
         )
     assert set(rows["task"]) == {"rows"}
-    errors = [path.read_text() for path in (tmp_path / "results/_errors").glob("*.json")]
-    assert errors
-    assert all("https://example.org/head.pth" in error for error in errors)
+
+
+def test_a_run_that_lacks_a_head_names_the_other_way(root: Path, tmp_path: Path) -> None:
+    published(root, file="head.pth", url="https://example.org/head.pth")
+    asked: Any = {"backbone": ("small",), "sae": ("identity",), "task": ("loss_substitution",)}
+    registry = Registry.load([root])
+    plan = make_plan(RunConfig(limit=20, **asked), registry, source_of)
+    assert not plan.units
+    (refusal,) = plan.refused
+    assert "--option loss_substitution.head=probe" in str(refusal.error)
+    probe = RunConfig(limit=20, **asked, option=("loss_substitution.head=probe",))
+    plan = make_plan(probe, registry, source_of)
+    assert plan.units
+    assert not plan.refused
 
 
 def test_fetch_and_show_say_where_it_is(root: Path) -> None:

@@ -49,7 +49,7 @@ def test_what_is_timed_is_right(setting: Splicing) -> None:
 
 
 def test_eight_splices(benchmark: Any, setting: Splicing) -> None:
-    """At most 1.25 times what they cannot do without, with and without the short last block."""
+    """Beside what they cannot do without (we mean to stay below 1.25 of it), short or full."""
     with torch.inference_mode():
         best, product = best_product(setting.x_btd, setting.saes[0])
     rounds = Interleaved(
