@@ -44,7 +44,8 @@ def linear_readout(
     for said in _cautions(arrays, backbone.spec.name, source):
         warnings.warn(said, stacklevel=2)
     W_dc, b_c = torch.from_numpy(arrays["W_dc"]), torch.from_numpy(arrays["b_c"])
-    return _head(backbone, used, W_dc, b_c)
+    note = f"a probe of {source.n_probe} train images, λ = {float(arrays['penalty']):.2g}"
+    return _head(backbone, used, W_dc, b_c, note)
 
 
 def probe_of(backbone: Backbone, dataset: Dataset) -> Callable[[], ProbeFit]:
@@ -96,8 +97,11 @@ class ProbeFit:
         return fit_probe(read_nd, labels_n, self.n_classes)
 
 
-def _head(backbone: Backbone, used: HeadInUse, W_dc: Tensor, b_c: Tensor) -> LinearHead:
-    return LinearHead(W_dc.to(backbone.device), b_c.to(backbone.device), used)
+def _head(
+    backbone: Backbone, used: HeadInUse, W_dc: Tensor, b_c: Tensor, note: str = ""
+) -> LinearHead:
+    own = W_dc.to(backbone.device), b_c.to(backbone.device)
+    return LinearHead(*own, used, backbone.spec.head.features, note)
 
 
 def _cautions(arrays: Mapping[str, np.ndarray], name: str, source: Source) -> list[str]:

@@ -11,7 +11,7 @@ all SAEs: under a key that names the pass, the site, the tokens and the readout.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from saebench.finite import all_finite
 from saebench.metrics import Contracted
 from saebench.metrics.spread import spread_terms
 from saebench.metrics.substitution import Prediction, embedding_terms, image_terms
-from saebench.readouts import Readout
+from saebench.readouts import Readout, ZeroShot
 from saebench.task import Batch, Context
 
 PassName = Literal["clean", "spliced", "zero", "mean"]
@@ -35,6 +35,7 @@ class Pass:
     name: PassName
     output: Any
     at: str
+    cosines: dict[int, Tensor] = field(default_factory=dict, repr=False)  # by texts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Passes:
         done = []
         for name in names:
             if name == "clean":
-                one = Pass(name, batch.clean_output, "clean")
+                one = Pass(name, batch.clean_output, f"clean {batch.clean_name}")
             elif name == "spliced":
                 one = Pass(name, batch.spliced_output(replaced), "")
             else:
@@ -81,7 +82,7 @@ class Passes:
             return Prediction.of(self.logits(self.done[0], i))
 
         def compute() -> Tensor:
-            clean: Prediction = self.batch.shared_by_all(_key("prediction of readout", i), predict)
+            clean: Prediction = self._once(self.done[0], f"prediction of readout {i}", predict)
             logits_bc = clean.logits_bc if one.name == "clean" else self.logits(one, i)
             return image_terms(logits_bc, self._labels(logits_bc), clean)
 
@@ -109,12 +110,13 @@ class Passes:
         """Sums of the clean embedding around a pilot of this name."""
         clean_bd, weights_br = self.done[0].output.embedding_bd, self.batch.weights_br
         return self.batch.shared_by_all(
-            _key("embedding around", name), lambda: spread_terms(clean_bd, pilot_d, weights_br)
+            _key(f"embedding around {name}", self.done[0].at),
+            lambda: spread_terms(clean_bd, pilot_d, weights_br),
         )
 
     def logits(self, one: Pass, i: int) -> Tensor:
         """[b c] float64 of readout i. Errors: SaebenchError where they are NaN or infinite."""
-        logits_bc = self.readouts[i].logits(one.output)
+        logits_bc = self._logits(one, self.readouts[i])
         if not all_finite(logits_bc):
             raise SaebenchError(
                 f"the logits of the {one.name} pass are NaN or infinite near image "
@@ -122,6 +124,15 @@ class Passes:
                 "try --dtype float32, and look at what takes the place of the activations",
             )
         return logits_bc
+
+    def _logits(self, one: Pass, readout: Readout) -> Tensor:
+        """Of the same texts at several temperatures the cosines are taken once: they cost most."""
+        if not isinstance(readout, ZeroShot):
+            return readout.logits(one.output)
+        texts = id(readout.text_cd)
+        if texts not in one.cosines:
+            one.cosines[texts] = readout.cosines(one.output)
+        return readout.scale * one.cosines[texts]
 
     def _labels(self, logits_bc: Tensor) -> Tensor:
         labels, n_classes = self.batch.labels, logits_bc.shape[1]

@@ -8,22 +8,24 @@ Where a dataset has captions, `saebench.retrieval.Captions` is one more.
 
 All compute in float64 from the float32 output, so that a loss does not depend on the batch.
 `columns` are the typed columns that every row of a readout states; `variant` those of them that
-tell it from the backbone's default readout, which is the first of the list.
+tell it from the backbone's default readout, which is the first of the list; `reads` what of an
+output it reads, and `note` what there is to say of it beside its clean loss.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from saebench.errors import Mismatch
+from saebench.errors import DataError, Mismatch
 from saebench.heads import HeadInUse, head_in_use
 
 if TYPE_CHECKING:
-    from saebench.backbones import Backbone, Output
+    from saebench.backbones import Backbone, Output, Reads
     from saebench.data import Dataset
     from saebench.fit import Fit, Fitter
     from saebench.retrieval import Captions
@@ -39,6 +41,10 @@ class Readout(Protocol):
     def variant(self) -> Mapping[str, str]: ...
     @property
     def n_classes(self) -> int: ...
+    @property
+    def reads(self) -> Reads: ...
+    @property
+    def note(self) -> str: ...
     def logits(self, output: Output) -> Tensor:
         """[b c] float64."""
         ...
@@ -53,6 +59,8 @@ class OwnHead:
         default_factory=lambda: {"loss": "head_ce", "head": "classifier", "temperature": "model"}
     )
     variant: Mapping[str, str] = field(default_factory=dict)
+    reads: Reads = "embedding"
+    note: str = ""
 
     @property
     def n_classes(self) -> int:
@@ -74,27 +82,46 @@ class ZeroShot:
     scale: float
     columns: Mapping[str, str]
     variant: Mapping[str, str] = field(default_factory=dict)
+    reads: Reads = "embedding"
+    note: str = ""
 
     @property
     def n_classes(self) -> int:
         return self.text_cd.shape[0]
 
+    def cosines(self, output: Output) -> Tensor:
+        """[b c] float64: the same for every scale of the same texts."""
+        return unit_norm(output.embedding_bd) @ self.text_cd.T
+
     def logits(self, output: Output) -> Tensor:
-        return self.scale * (unit_norm(output.embedding_bd) @ self.text_cd.T)
+        return self.scale * self.cosines(output)
 
 
 @dataclass(frozen=True, eq=False)
 class LinearHead:
-    """features @ W + b. W_dc [d c], b_c [c] float64. head: `published` or `probe`."""
+    """features @ W + b. W_dc [d c], b_c [c] float64.
+
+    head: `published` or `probe`. features: what is read, as `HeadSpec.features` names it.
+    """
 
     W_dc: Tensor
     b_c: Tensor
     head: HeadInUse
+    features: Sequence[str] = ("embedding",)
+    note: str = ""
     variant: Mapping[str, str] = field(default_factory=dict)
+    reads: Reads = "features"
 
     @property
     def columns(self) -> Mapping[str, str]:
-        return {"loss": "linear_head_ce", "head": self.head, "temperature": "model"}
+        fitted = {"solver": "lbfgs"} if self.head == "probe" else {}
+        return {
+            "loss": "linear_head_ce",
+            "head": self.head,
+            "temperature": "model",
+            "feature": "+".join(self.features),
+            **fitted,
+        }
 
     @property
     def n_classes(self) -> int:
@@ -129,7 +156,9 @@ def build_readouts(
 ) -> Readouts:
     """The readouts of a backbone on a dataset; text classifiers and probes come from the store.
 
-    head: one of `heads.HEADS`. names: a key of the dataset's `text_names`.
+    head: one of `heads.HEADS`. names: a key of the dataset's `text_names`. Captions are read beside
+    the default head alone: no other changes them. With captions, a text tower needs no class names:
+    without any there is a warning, and no head.
     Errors: DataError (no class names, or none of that kind), SpecError, WeightsError (a head that
     is not of these classes).
     """
@@ -139,15 +168,23 @@ def build_readouts(
         assert outputs is not None
         heads: Sequence[Readout] = [_own_head(outputs, dataset, backbone)]
     elif used == "zero_shot":
-        from saebench.zero_shot import zero_shot_readouts
+        from saebench.zero_shot import class_texts, zero_shot_readouts
 
-        heads = zero_shot_readouts(backbone, dataset, fitter.store, names)
+        try:
+            class_texts(dataset, names)
+        except DataError as error:
+            if dataset.text_names or not dataset.has_captions:
+                raise
+            warnings.warn(f"no loss over classes: {error}", stacklevel=2)
+            heads = []
+        else:
+            heads = zero_shot_readouts(backbone, dataset, fitter.store, names)
     else:
         from saebench.linear_head import linear_readout
 
         heads = [linear_readout(backbone, dataset, source, fitter, used)]
     captions = None
-    if backbone.spec.head.kind == "zero_shot" and dataset.has_captions:
+    if head == "auto" and backbone.spec.head.kind == "zero_shot" and dataset.has_captions:
         from saebench.retrieval import captions_of
 
         captions = captions_of(backbone, dataset, source, fitter.store)

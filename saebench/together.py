@@ -47,6 +47,10 @@ class Member:
         """Where a splice replaces something."""
         return (self.place,)
 
+    def refused(self, site: str, kinds: Sequence[str]) -> str:
+        """It replaces whatever tokens it is asked to."""
+        return ""
+
     def batch(self, images: Images, tile_bytes: int) -> SaeBatch:
         """What a task sees of some images."""
         view = images.view(self.place.site, self.place.kinds)
@@ -107,6 +111,23 @@ class Together:
     def at(self, site: str) -> list[Member]:
         """The members that are at a site of the backbone."""
         return [member for member in self.members if member.place.site == site]
+
+    def refused(self, site: str, kinds: Sequence[str]) -> str:
+        """Why the members at a site cannot replace these tokens; '' where they can.
+
+        One alone replaces what is asked for, also tokens that it was not trained on; of several,
+        each its own.
+        """
+        members = self.at(site)
+        covered = {kind for member in members for kind in member.place.kinds}
+        left = [kind for kind in kinds if kind not in covered]
+        if len(members) == 1 or not left:
+            return ""
+        names = ", ".join(f"'{member.ref.name}'" for member in members)
+        return (
+            f"none of {names} was trained on the tokens {', '.join(left)} of '{site}', and which "
+            "of them should replace these is not said"
+        )
 
 
 @dataclass(frozen=True)
@@ -176,8 +197,18 @@ class TogetherBatch:
         return self.images.once(key, compute)
 
     @property
+    def clean_name(self) -> str:
+        full = self.images.backbone.last_block == "full"
+        first, *later = (place.site for place in self.coder.places)
+        return self.images.clean_from(first) if full or not later else f"{first}, {later}"
+
+    @property
     def clean_output(self) -> Output:
-        return self.images.clean_output
+        """Of the untouched images. Where the last block may be short, by the way of the splices."""
+        first, *later = (place.site for place in self.coder.places)
+        if self.images.backbone.last_block == "full" or not later:
+            return self.images.clean_output(first)
+        return self.shared("clean", lambda: self._replaced({}, lambda images, site, kinds: {}))
 
     def spliced_output(self, replaced: str = "sae_tokens", *, keep_error: bool = False) -> Output:
         """Output with every member's reconstruction in place of what arrives at its site.
@@ -215,7 +246,7 @@ class TogetherBatch:
         """Output of one pass in which every site's tokens of some kinds are replaced."""
 
         def changed(acts_btd: Tensor, images: Images, site: str) -> Tensor:
-            parts = parts_of(images, site, kinds[site])
+            parts = parts_of(images, site, kinds.get(site, ()))
             return with_parts(acts_btd, images.layout(site), parts)
 
         def as_it_arrives(acts_btd: Tensor, site: str) -> Tensor:
@@ -247,21 +278,14 @@ class TogetherBatch:
     def _owners(self, site: str, kinds: Sequence[str]) -> list[tuple[Member, list[str]]]:
         """Of the members at a site, who replaces which of these token kinds.
 
-        One alone replaces what is asked for, also tokens that it was not trained on; of several,
-        each its own. Errors: UsageError for tokens that none of several covers.
+        Errors: UsageError for tokens that none of several covers.
         """
+        if why := self.coder.refused(site, kinds):
+            raise UsageError(why, "splice sae_tokens, each its own, or one of these SAEs")
         members = self.coder.at(site)
         if len(members) == 1:
             return [(members[0], list(kinds))] if kinds else []
         own = {m.ref: [kind for kind in kinds if kind in m.place.kinds] for m in members}
-        for kind in kinds:
-            if not any(kind in mine for mine in own.values()):
-                names = ", ".join(f"'{member.ref.name}'" for member in members)
-                raise UsageError(
-                    f"none of {names} was trained on the tokens '{kind}' of '{site}', and which "
-                    "of them should replace these is not said",
-                    "replace sae_tokens: each its own",
-                )
         return [(member, own[member.ref]) for member in members if own[member.ref]]
 
     def _refuse(self) -> NoReturn:

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 POLICIES = ("sae_tokens", "all", "cls", "distillation", "registers", "patches", "grid", "pooled")
 _PEERS = "reported by other projects, with --conventions"
 _BOOT, _POSITIVE, _ANY, _SHARE = "bootstrap", (0, None), (None, None), (0, 1)
-_LOSS, _KL = 1, 5  # places in `saebench.metrics.substitution.TERMS`
+_READ = {
+    "any": "the output",
+    "embedding": "the embedding",
+    "features": "what a linear head reads",
+}
+_NONE: Mapping[str, str] = {}
 
 
 class LossSubstitution(Task):
@@ -90,6 +95,15 @@ class LossSubstitution(Task):
         Metric("score", "1", "lower", doc=_PEERS),
     )
 
+    @classmethod
+    def canonical(cls, options: Mapping[str, str], *, conventions: bool) -> Mapping[str, str]:
+        """The tokens' names once each; the peers say themselves which tokens they mean."""
+        usual = {name: cls.options[name].default for name in ("replaced", "ablated")}
+        if conventions:
+            return {**options, **usual}
+        same = options["ablated"] == options["replaced"]
+        return {**options, "ablated": "replaced"} if same else options
+
     def start(self, ctx: Context) -> None:
         self.ctx, self.readouts = ctx, list(ctx.readouts)
         chosen = {name: option.default for name, option in self.options.items()} | {**ctx.options}
@@ -98,7 +112,10 @@ class LossSubstitution(Task):
         self.ablated = self.replaced if same else chosen["ablated"]
         self.head, self.names = chosen["head"], chosen["names"]
         if ctx.conventions:
-            self._start_conventions()
+            from saebench.peer_scores import PeerScores
+
+            self.peers = PeerScores(ctx, self._unseen, self.head)
+            self.parts = self.peers.parts
         else:
             self._start_ours()
 
@@ -108,9 +125,8 @@ class LossSubstitution(Task):
         from saebench.metrics.substitution import EMBEDDING_TERMS, PASSES, TERMS
         from saebench.retrieval import Blocks
 
-        self.unseen = {"clean": "", "spliced": self._unseen(self.replaced)}
-        self.unseen |= dict.fromkeys(("zero", "mean"), self._unseen(self.ablated))
-        self.run: Any = [name for name in PASSES if not self.unseen[name]]
+        self.unseen = {reads: self._of_passes(reads) for reads in ("any", "embedding", "features")}
+        self.run: Any = [name for name in PASSES if not self.unseen["any"][name]]
         self.captions: Any = self.ctx.captions
         self.sums = {name: ImageSums(len(self.readouts), len(TERMS)) for name in PASSES}
         self.embeddings = {name: ImageSums(1, len(EMBEDDING_TERMS)) for name in PASSES[1:]}
@@ -124,36 +140,31 @@ class LossSubstitution(Task):
             self.parts |= {f"paired_{name}": part for name, part in self.paired.items()}
             self.parts["left_out"] = self.left_out
 
-    def _start_conventions(self) -> None:
-        from saebench.metrics import Total
-        from saebench.metrics.substitution_conventions import READS, PerImage
-        from saebench.retrieval import Blocks
+    def _of_passes(self, reads: Any) -> dict[str, str]:
+        """Pass -> why nothing can be said of it, by what is read; '' where it can."""
+        ablated = self._unseen(self.ablated, reads, ablating=True)
+        return {
+            "clean": "",
+            "spliced": self._unseen(self.replaced, reads),
+            "zero": ablated,
+            "mean": ablated,
+        }
 
-        self.bare = self._readout(texts="names", temperature="1")
-        self.contrast = self._readout(texts="names", temperature="model")
-        self.has_cls = self.ctx.sees("cls") is not None
-        self.peers = {reads: PerImage() for reads in READS}
-        self.blocks, self.left_out = Blocks(), Total()
-        self.parts = {**self.peers, "left_out": self.left_out}
-
-    def _readout(self, **columns: str) -> int | None:
-        """Which readout is the zero-shot head of these columns."""
-        wanted = {"loss": "zero_shot_ce", **columns}.items()
-        found = (i for i, r in enumerate(self.readouts) if wanted <= dict(r.columns).items())
-        return next(found, None)
-
-    def _unseen(self, policy: str) -> str:
+    def _unseen(self, policy: str, reads: Any, *, ablating: bool = False) -> str:
         """Why nothing can be said of replacing these tokens; '' where it can."""
-        seen = self.ctx.sees(policy)
+        seen = self.ctx.sees(policy, reads)
         if seen is None:
             return f"the site {self.ctx.site} has no tokens '{policy}'"
-        return "" if seen else f"vacuous: the output cannot change with the tokens '{policy}'"
+        if not seen:
+            what = _READ[reads if self.ctx.sees(policy) else "any"]
+            return f"vacuous: {what} cannot change with the tokens '{policy}'"
+        return "" if ablating else self.ctx.refused(policy)
 
     def update(self, batch: Batch) -> None:
         from saebench.passes import Passes
 
         if self.ctx.conventions:
-            self._update_conventions(batch)
+            self.peers.update(batch)
             return
         policies = {"replaced": self.replaced, "ablated": self.ablated}
         passes = Passes.of(batch, self.ctx, self.run, **policies)
@@ -182,42 +193,13 @@ class LossSubstitution(Task):
             terms_mq = paired_terms(*self.captions.pairs(embedding_md, block.places))
             self.paired[name].add(Contracted.of(terms_mq[None], block.weights_mr))
 
-    def _update_conventions(self, batch: Batch) -> None:
-        import torch
-
-        from saebench.passes import Passes
-
-        names = ("clean", "spliced", "zero")
-        if self.readouts:
-            passes = Passes.of(batch, self.ctx, names, replaced="all", ablated="all")
-            default, bare = (
-                torch.stack([passes.terms(one, i) for one in passes.done], dim=1)
-                for i in (0, self.bare or 0)
-            )  # [b passes q]
-            self.peers["default"].add(batch.places, default[:, :, _LOSS])
-            self.peers["bare"].add(batch.places, bare[:, :, _LOSS])
-            self.peers["kl"].add(batch.places, default[:, :, _KL])
-        if self.contrast is not None and self.has_cls:
-            passes = Passes.of(batch, self.ctx, names, replaced="cls", ablated="cls")
-            logits = {one.name: passes.logits(one, self.contrast) for one in passes.done}
-            labels = {"labels": torch.as_tensor(batch.labels, device=logits["clean"].device)}
-            for block in self.blocks.add(batch.first, {**logits, **labels}, batch.weights_br):
-                self._add_contrast(block)
-
-    def _add_contrast(self, block: Block) -> None:
-        import torch
-
-        from saebench.metrics.substitution_conventions import contrastive_losses
-
-        *logits, labels_m = block.embeddings.values()
-        losses = [contrastive_losses(logits_mc, labels_m) for logits_mc in logits]
-        self.peers["contrastive"].add(block.places, torch.stack(losses, dim=1))
-
     def state(self) -> dict[str, np.ndarray]:
         """All parts. No block of images goes beyond a segment, so that its last ends here."""
-        add = self._add_contrast if self.ctx.conventions else self._add_block
+        if self.ctx.conventions:
+            self.peers.flush()
+            return super().state()
         for block in self.blocks.flush(self.ctx.n_images):
-            add(block)
+            self._add_block(block)
         self.left_out.add(self.blocks.left_out, 0)
         self.blocks.left_out = 0
         return super().state()
@@ -230,46 +212,43 @@ class LossSubstitution(Task):
     def _ours(self) -> Iterator[Measurement]:
         from saebench.metrics.substitution import PAIRED, embedding_values, values
 
+        same, of_embedding = self.replaced == self.ablated, self.unseen["embedding"]
         for i, readout in enumerate(self.readouts):
-            found = values(
-                self.sums,
-                i,
-                self.unseen,
-                same_tokens=self.replaced == self.ablated,
-                n_classes=readout.n_classes,
-            )
-            yield from self._measurements(found, readout.columns, readout.variant)
-        found = embedding_values(
-            self.embeddings, self.spread, self.unseen, same_tokens=self.replaced == self.ablated
-        )
-        yield from self._measurements(found, {}, {})
+            unseen, n_classes = self.unseen[readout.reads], readout.n_classes
+            found = values(self.sums, i, unseen, same_tokens=same, n_classes=n_classes)
+            notes = {"loss_clean": readout.note}
+            yield from self._measurements(found, readout.columns, readout.variant, notes)
+        found = embedding_values(self.embeddings, self.spread, of_embedding, same_tokens=same)
+        yield from self._measurements(found)
         if self.captions is not None:
             left = int(self.left_out.sum)
             note = f"{left} images of a last block that is not whole are left out" if left else ""
-            found = values(
-                self.paired, 0, self.unseen, same_tokens=self.replaced == self.ablated, only=PAIRED
-            )
-            yield from self._measurements(found, self.captions.columns, self.captions.variant, note)
+            found = values(self.paired, 0, of_embedding, same_tokens=same, only=PAIRED)
+            notes, captions = dict.fromkeys(PAIRED, note), self.captions
+            yield from self._measurements(found, captions.columns, captions.variant, notes)
 
     def _measurements(
         self,
         found: Iterator[Any],
-        columns: Mapping[str, str],
-        variant: Mapping[str, str],
-        note: str = "",
+        columns: Mapping[str, str] = _NONE,
+        variant: Mapping[str, str] = _NONE,
+        notes: Mapping[str, str] = _NONE,  # of metrics
     ) -> Iterator[Measurement]:
-        columns = {**columns, "replaced": self.replaced, "ablated": self.ablated}
-        variant = {**variant, **self._of_tokens(), **self._of_head(columns)}
+        from saebench.peer_scores import foreign_tokens
+
+        tokens = {"replaced": self.replaced, "ablated": self.ablated}
         for one in found:
-            foreign = self._foreign() if "spliced" in one.passes and one.value is not None else ""
+            spliced = "spliced" in one.passes and one.value is not None
+            foreign = foreign_tokens(self.ctx, self.replaced) if spliced else ""
+            texts = (one.note, foreign, notes.get(one.metric, ""))
             yield Measurement(
                 one.metric,
                 one.value,
                 n=one.n,
-                variant=variant,
-                columns=columns,
+                variant={**variant, **self._of_tokens(), **self._of_head()},
+                columns={**columns, **tokens, "last_block": self.ctx.last_block},
                 replicates=one.replicates,
-                note="; ".join(text for text in (one.note, foreign, note) if text),
+                note="; ".join(filter(None, texts)),
             )
 
     def _of_tokens(self) -> dict[str, str]:
@@ -277,41 +256,25 @@ class LossSubstitution(Task):
         found = {"replaced": self.replaced} if self.replaced != "sae_tokens" else {}
         return found | ({"ablated": self.ablated} if self.ablated != self.replaced else {})
 
-    def _of_head(self, columns: Mapping[str, str]) -> dict[str, str]:
+    def _of_head(self) -> dict[str, str]:
         """How the embedding is made and read, where that is not the default."""
         usual = {"names": "default", "last_block": "full"}
         found = {"names": self.names, "last_block": self.ctx.last_block}
         found = {key: value for key, value in found.items() if value != usual[key]}
-        if self.head != "auto":  # the head that was found, where there is one
-            found["head"] = columns.get("head", self.head)
+        if self.head != "auto":  # the head that was found
+            heads = (readout.columns.get("head", self.head) for readout in self.readouts)
+            found["head"] = next(heads, self.head)
         return found
 
-    def _foreign(self) -> str:
-        """Which of the replaced tokens the SAE was not trained on."""
-        own = tuple(self.ctx.kinds)
-        replaced = {"sae_tokens": own, "all": tuple(self.ctx.site_kinds)}
-        kinds = [k for k in replaced.get(self.replaced, (self.replaced,)) if k not in own]
-        text = f"it was not trained on these of the replaced tokens: {', '.join(kinds)}"
-        return text if kinds else ""
-
     def _conventions(self) -> Iterator[Measurement]:
-        from saebench.metrics.substitution_conventions import CONVENTIONS, peer_value
-
-        heads = {"default": 0, "kl": 0, "bare": self.bare or 0, "contrastive": self.contrast}
-        for (metric, project), convention in CONVENTIONS.items():
-            images = self.peers[convention.reads]
-            value, note = peer_value(convention, images)
-            if convention.reads == "contrastive" and not self.has_cls:
-                note = f"the site {self.ctx.site} has no token 'cls'"
-            elif convention.reads == "contrastive" and self.contrast is None:
-                note = "it needs a text tower: a label's text for each image"
-            head, tokens = heads[convention.reads], convention.tokens
-            columns = self.readouts[head].columns if self.readouts and head is not None else {}
+        for one in self.peers.scores():
+            tokens = {"replaced": one.tokens, "ablated": one.tokens}
+            columns = one.readout.columns if one.readout else {}
             yield Measurement(
-                metric,
-                value,
-                n=len(images.places_n),
-                variant={"convention": project, **self._of_head(columns)},
-                columns={**columns, "replaced": tokens, "ablated": tokens},
-                note=note,
+                one.metric,
+                one.value,
+                n=one.n,
+                variant={"convention": one.project, **self._of_head()},
+                columns={**columns, **tokens, "last_block": self.ctx.last_block},
+                note=one.note,
             )

@@ -134,16 +134,21 @@ def test_what_the_output_can_change_with(
         (("cls", "patches"), "blocks.1", "registers", YES),
         (("cls",), "blocks.2", "patches", NO),
         (("cls",), "blocks.2", "cls", YES),
-        # The embedding is the CLS token still.
-        (("patches",), "normed", "cls", YES),
+        (("patches",), "normed", "cls", NO),
+        (("patches",), "blocks.2", "cls", NO),
+        (("patches",), "blocks.1", "cls", YES),
     ],
 )
 def test_what_a_linear_head_reads(
     features: Any, site: str, kind: str, sees: bool, folder: Path
 ) -> None:
+    """And the embedding, which is the CLS token whatever a linear head reads."""
     whole = backbone_of("vit-registers", folder)
     backbone = load_backbone(replace(whole.spec, head=HeadSpec(features=features)))
-    assert backbone.sees(site, [kind]) == sees
+    assert backbone.sees(site, [kind], "features") == sees
+    of_embedding = kind == "cls" or site == "blocks.1"
+    assert backbone.sees(site, [kind], "embedding") == of_embedding
+    assert backbone.sees(site, [kind]) == (sees or of_embedding)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -111,7 +111,14 @@ def test_it_is_fitted_once_for_all(dinov2: Case) -> None:
     again = dinov2.head()
     assert dinov2.seen == seen
     assert torch.equal(first.W_dc, again.W_dc)
-    assert first.columns == {"loss": "linear_head_ce", "head": "probe", "temperature": "model"}
+    assert first.columns == {
+        "loss": "linear_head_ce",
+        "head": "probe",
+        "temperature": "model",
+        "feature": "embedding",
+        "solver": "lbfgs",
+    }
+    assert first.note.startswith("a probe of ")
     assert first.n_classes == 10
 
 

@@ -7,7 +7,6 @@ hooks.py has real backbones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,62 +16,32 @@ from torch import Tensor
 
 from saebench.backbones import Output
 from saebench.controls import Identity, Mean, Zero
-from saebench.errors import DataError, SaebenchError
-from saebench.metrics import ImageSums, poisson_weights
+from saebench.metrics import poisson_weights
 from saebench.metrics.substitution import (
-    PASSES,
-    SMALLEST_GAP,
     TERMS,
     Prediction,
     image_terms,
     loss_recovered,
     predicted,
     rank,
-    values,
 )
-from saebench.readouts import OwnHead, ZeroShot
+from saebench.readouts import ZeroShot
 from saebench.rows import interval
-from saebench.splice import POLICIES
-from saebench.task import Measurement, Task, variant_string
-from tests.measure import context, finished, local_batches, measure, measured, task_class
+from tests.substitution import (
+    LABELS,
+    MEAN,
+    W_DC,
+    D,
+    Moved,
+    N,
+    T,
+    X,
+    drawn,
+    reads_cls,
+    rest,
+    rows_of,
+)
 from tests.test_task_reconstruction import topk_sae
-
-D, T, C, N = 12, 5, 8, 40
-KINDS = {"cls": slice(0, 1), "patches": slice(1, T)}
-
-
-def drawn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-X = drawn(N, T, D, seed=1) + 0.5
-MEAN = X.mean(0)
-LABELS = np.random.default_rng(0).integers(0, C, N)
-W_DC = drawn(D, C, seed=2)
-
-
-def rest(x_btd: Tensor) -> Output:
-    """What comes after the site: a mean over tokens, and a head."""
-    embedding_bd = torch.tanh(x_btd.mean(dim=1))
-    return Output(embedding_bd, embedding_bd @ W_DC * 2)
-
-
-def reads_cls(x_btd: Tensor) -> Output:
-    return Output(x_btd[:, 0].clone(), x_btd[:, 0] @ W_DC)
-
-
-def how(**more: Any) -> dict[str, Any]:
-    """A context and batches of the stand-in."""
-    batches = {"rest": more.pop("rest", rest), "mean_td": MEAN, **more.pop("batches", {})}
-    given = {"labels": LABELS, "kinds": KINDS, "readouts": [OwnHead(slice(0, C))]}
-    return {**given, "site_kinds": tuple(KINDS), "batches": batches, **more}
-
-
-def rows_of(coder: Any, x_btd: Tensor = X, **more: Any) -> dict[tuple[str, str], Measurement]:
-    """(metric, variant) -> row."""
-    found = measure("loss_substitution", x_btd, coder, **how(**more))
-    return {(metric, variant): row for (metric, _, variant), row in found.items()}
-
 
 # --- a NumPy twin --------------------------------------------------------------------------------
 
@@ -271,316 +240,7 @@ def test_other_published_values() -> None:
 def test_above_one_and_below_zero_are_reported() -> None:
     labels = predicted(X[:, 0] @ W_DC).numpy()
     towards_label = W_DC.T[torch.as_tensor(labels)].repeat_interleave(T, 0)
-    better = rows_of(_Moved(lambda x: x + towards_label), rest=reads_cls, labels=labels)
-    worse = rows_of(_Moved(lambda x: -3 * x), rest=reads_cls, labels=labels)
+    better = rows_of(Moved(lambda x: x + towards_label), rest=reads_cls, labels=labels)
+    worse = rows_of(Moved(lambda x: -3 * x), rest=reads_cls, labels=labels)
     assert better["loss_recovered", ""].value > 1  # type: ignore[operator]
     assert worse["loss_recovered", ""].value < 0  # type: ignore[operator]
-
-
-class _Moved(Identity):
-    """A coder whose reconstruction is a function of x."""
-
-    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(D)
-        object.__setattr__(self, "move", move)
-
-    def decode(self, codes: Any) -> Tensor:
-        return self.move(codes.dense())  # type: ignore[attr-defined]
-
-
-# --- null rules ----------------------------------------------------------------------------------
-
-
-def test_a_gap_that_is_too_small_has_no_share() -> None:
-    rows = rows_of(topk_sae(), rest=lambda x: Output(rest(x).embedding_bd, x.mean(1) @ W_DC * 1e-5))
-    row = rows["loss_recovered", ""]
-    assert row.value is None
-    assert row.note.startswith("|loss_zero − loss_clean| = ")
-    assert row.note.endswith(" nat, below 0.001")
-    assert rows["loss_increase", ""].value is not None
-    assert rows["kl_spliced", ""].value is not None
-
-
-def test_a_gap_within_its_standard_error_has_no_share() -> None:
-    """Losses 0 or 2 that the ablation swaps between images: the gap is noise."""
-    n = 100
-    clean_b = torch.tensor([0.0, 2.0] * (n // 2)).double()
-    zero_b = torch.tensor([2.0, 0.0] * (n // 2)).double()
-    zero_b[:2] += 0.9  # a gap of 0.018, and a standard error of about 0.2
-    sums = summed({"clean": clean_b, "spliced": clean_b + 0.1, "zero": zero_b, "mean": zero_b + 3})
-    found = {v.metric: v for v in values(sums, 0, dict.fromkeys(PASSES, ""), same_tokens=True)}
-    gap, error = found["loss_recovered"].note.removesuffix(".").split(" nat, below its ")
-    assert gap == "|loss_zero − loss_clean| = 0.018"
-    assert float(error.removeprefix("standard error ")) == pytest.approx(0.2, rel=0.15)
-    assert found["loss_recovered_mean"].value == pytest.approx((3.018 - 0.1) / 3.018)
-
-
-def summed(losses: dict[str, Tensor]) -> dict[str, ImageSums]:
-    from saebench.metrics import Contracted
-
-    found = {}
-    for name, loss_b in losses.items():
-        terms_bq = torch.zeros(len(loss_b), len(TERMS), dtype=torch.float64)
-        terms_bq[:, 0], terms_bq[:, 1] = 1, loss_b
-        weights = torch.as_tensor(poisson_weights("test", [str(i) for i in range(len(loss_b))]))
-        found[name] = ImageSums(1, len(TERMS))
-        found[name].add(Contracted.of(terms_bq[None], weights))
-    return found
-
-
-@pytest.mark.parametrize("gap", [SMALLEST_GAP * 0.99, SMALLEST_GAP * 1.01])
-def test_the_smallest_gap(gap: float) -> None:
-    ones = torch.ones(20, dtype=torch.float64)
-    sums = summed({"clean": ones, "spliced": ones, "zero": ones + gap, "mean": ones - gap})
-    found = {v.metric: v for v in values(sums, 0, dict.fromkeys(PASSES, ""), same_tokens=True)}
-    for metric in ("loss_recovered", "loss_recovered_mean"):
-        assert (found[metric].value is None) == (gap < SMALLEST_GAP), metric
-
-
-@pytest.mark.parametrize("n_classes", [2, 5, 6])
-def test_few_classes_have_no_top_five(n_classes: int) -> None:
-    rows = rows_of(topk_sae(), readouts=[OwnHead(slice(0, n_classes))], labels=LABELS % n_classes)
-    for name in PASSES:
-        row = rows[f"accuracy_top5_{name}", ""]
-        assert (row.value is None) == (n_classes <= 5)
-        assert row.note == ("" if n_classes > 5 else f"there are only {n_classes} classes")
-        assert rows[f"accuracy_{name}", ""].value is not None
-
-
-COMPARING = ("spliced", "zero", "mean", "increase", "recovered")
-
-
-def test_tokens_that_the_output_cannot_see_are_vacuous() -> None:
-    rows = rows_of(
-        topk_sae(),
-        rest=reads_cls,
-        options={"replaced": "patches"},
-        sees=lambda policy: policy != "patches",
-    )
-    assert {variant for _, variant in rows} == {"replaced=patches"}
-    for (metric, _), row in rows.items():
-        if metric.endswith("clean"):
-            assert (row.value is not None, row.note) == (True, ""), metric
-        else:
-            assert row.value is None
-            assert row.note == "vacuous: the output cannot change with the tokens 'patches'"
-
-
-def test_what_is_found_vacuous_only_by_ablating_is_so_too() -> None:
-    """The head reads what `sees` does not tell from the embedding."""
-    rows = rows_of(topk_sae(), rest=reads_cls, options={"replaced": "patches"})
-    for metric in ("loss_recovered", "kl_spliced", "embedding_nmse_spliced", "accuracy_zero"):
-        row = rows[metric, "replaced=patches"]
-        assert row.value is None
-        assert row.note.startswith("vacuous: ablating these tokens changes nothing"), metric
-
-
-def test_only_what_is_replaced_is_vacuous_where_something_else_is_ablated() -> None:
-    rows = rows_of(
-        topk_sae(),
-        rest=reads_cls,
-        options={"replaced": "patches", "ablated": "cls"},
-        sees=lambda policy: policy != "patches",
-    )
-    variant = "ablated=cls;replaced=patches"
-    assert rows["loss_zero", variant].value is not None
-    assert rows["kl_mean", variant].value is not None
-    for metric in ("loss_spliced", "loss_recovered", "loss_recovered_mean", "accuracy_spliced"):
-        assert rows[metric, variant].note.startswith("vacuous"), metric
-
-
-def test_tokens_that_the_site_does_not_have() -> None:
-    rows = rows_of(
-        topk_sae(),
-        options={"replaced": "registers"},
-        sees=lambda policy: None if policy == "registers" else True,
-    )
-    row = rows["loss_recovered", "replaced=registers"]
-    assert (row.value, row.note) == (None, "the site test has no tokens 'registers'")
-    assert rows["loss_clean", "replaced=registers"].value is not None
-
-
-# --- what a row says -----------------------------------------------------------------------------
-
-HEADS = [
-    ZeroShot(W_DC.T.double(), 20.0, {"loss": "zero_shot_ce", "temperature": "model"}),
-    ZeroShot(
-        W_DC.T.double(),
-        1.0,
-        {"loss": "zero_shot_ce", "temperature": "1"},
-        {"temperature": "1"},
-    ),
-]
-
-
-def test_every_row_states_head_and_tokens() -> None:
-    rows = rows_of(topk_sae(), readouts=HEADS, options={"ablated": "cls"})
-    for (metric, variant), row in rows.items():
-        assert row.columns["replaced"] == "sae_tokens"
-        assert row.columns["ablated"] == "cls"
-        if metric.startswith("embedding"):
-            assert variant == "ablated=cls"
-            assert "loss" not in row.columns
-        else:
-            temperature = "1" if "temperature=1" in variant else "model"
-            assert row.columns["temperature"] == temperature
-            assert row.columns["loss"] == "zero_shot_ce"
-    assert {v for m, v in rows if m == "kl_zero"} == {"ablated=cls", "ablated=cls;temperature=1"}
-
-
-def test_each_readout_has_its_own_values() -> None:
-    rows = rows_of(topk_sae(), readouts=HEADS)
-    alone = rows_of(topk_sae(), readouts=HEADS[1:])
-    for (metric, variant), row in alone.items():
-        assert rows[metric, variant].value == row.value
-    assert rows["loss_mean", ""].value != rows["loss_mean", "temperature=1"].value
-
-
-@pytest.mark.parametrize("option", ["head=linear", "head=probe", "names=scientific"])
-def test_a_head_that_is_not_the_default_is_in_the_variant(option: str) -> None:
-    """Also of what no head changes: a unit of its own has rows of its own."""
-    name, value = option.split("=")
-    linear = OwnHead(slice(0, C), {"loss": "linear_head_ce", "temperature": "model"})
-    rows = rows_of(topk_sae(), readouts=[linear], options={name: value})
-    assert {variant for _, variant in rows} == {option}
-    assert rows["embedding_nmse_spliced", option].value is not None
-    assert rows["loss_clean", option].columns["loss"] == "linear_head_ce"
-
-
-def test_what_the_last_block_leaves_out_is_in_the_variant() -> None:
-    rows = rows_of(topk_sae(), last_block="cls")
-    assert {variant for _, variant in rows} == {"last_block=cls"}
-
-
-def test_tokens_that_the_sae_was_not_trained_on_are_named() -> None:
-    of_cls = {
-        "kinds": {"cls": slice(0, 1)},
-        "site_kinds": ("cls", "registers", "patches"),
-        "options": {"replaced": "all"},
-    }
-    batches = {"rest": rest, "mean_td": MEAN[:1]}
-    rows = rows_of(topk_sae(), X[:, :1], **of_cls, batches=batches)
-    note = "it was not trained on these of the replaced tokens: registers, patches"
-    for metric in ("loss_spliced", "loss_recovered", "embedding_cosine_spliced"):
-        assert rows[metric, "replaced=all"].note == note
-    assert rows["loss_zero", "replaced=all"].note == ""
-    assert (
-        rows_of(topk_sae(), options={"replaced": "all"})["loss_spliced", "replaced=all"].note == ""
-    )
-
-
-def test_rows_are_declared_and_within_bounds() -> None:
-    declared = {m.name: m for m in task_class("loss_substitution").metrics}
-    for coder in (topk_sae(), Zero(D), Identity(D), Mean(MEAN)):
-        for (metric, _), row in rows_of(coder, readouts=HEADS).items():
-            low, high = declared[metric].bounds
-            assert (row.value is None) == bool(row.note)
-            if row.value is not None:
-                assert low is None or row.value >= low - 1e-12
-                assert high is None or row.value <= high + 1e-12
-            if row.value is not None and declared[metric].interval == "bootstrap":
-                assert row.replicates is not None
-
-
-def test_policies_of_the_task_are_those_of_a_splice() -> None:
-    options = task_class("loss_substitution").options
-    assert options["replaced"].choices == POLICIES
-    assert options["ablated"].choices == ("replaced", *POLICIES)
-    from saebench.heads import HEADS as NAMES
-
-    assert options["head"].choices == NAMES
-
-
-# --- the numerical contract ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [1, 4, 7, N])
-def test_any_partition_gives_the_same_numbers(batch: int) -> None:
-    """Contract (a): from the same outputs, 1e-12 relative; where the embedding has a large mean."""
-
-    def by_image(x_btd: Tensor) -> Output:
-        """One image at a time, so that no product depends on the batch."""
-        parts = [rest(x[None]) for x in x_btd]
-        embedding_bd = torch.cat([p.embedding_bd for p in parts]) + 100
-        return Output(embedding_bd, torch.cat([p.logits_bc for p in parts]))  # type: ignore[misc]
-
-    whole = rows_of(Mean(MEAN * 1.1), rest=by_image)
-    parts = rows_of(Mean(MEAN * 1.1), rest=by_image, batch=batch)
-    for key, row in whole.items():
-        assert parts[key].value == pytest.approx(row.value, rel=1e-12, abs=1e-14), key
-        found, wanted = parts[key].replicates, row.replicates
-        assert (found is None) == (wanted is None)
-        if found is not None and wanted is not None:
-            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-13, err_msg=str(key))
-
-
-def test_segments_fold_to_the_same_bits_whoever_computed_them() -> None:
-    def task(**more: Any) -> Task:
-        return finished("loss_substitution", X, topk_sae(), batch=5, **how(**more))
-
-    one, other = task(segments=[10, 25]), task(segments=[10, 25])
-    for name, array in one.state().items():
-        np.testing.assert_array_equal(array, other.state()[name])
-    fresh = task_class("loss_substitution")()
-    fresh.start(one.ctx)  # type: ignore[attr-defined]
-    fresh.merge(one.state())
-    assert values_in(fresh) == values_in(one)
-    for key, value in values_in(task()).items():
-        if value is not None:
-            assert values_in(one)[key] == pytest.approx(value, rel=1e-11, abs=1e-13), key
-
-
-def values_in(task: Task) -> dict[Any, float | None]:
-    return {key: row.value for key, row in measured(task).items()}
-
-
-class _Counted(OwnHead):
-    """A head that counts how often it is asked."""
-
-    calls = 0
-
-    def logits(self, output: Output) -> Tensor:
-        type(self).calls += 1
-        return super().logits(output)
-
-
-def test_saes_that_share_a_batch_get_what_they_get_alone() -> None:
-    """And clean and ablated terms are computed once for all of them."""
-    saes = [topk_sae(seed=seed) for seed in (0, 3, 4)]
-    given = how(readouts=[_Counted(slice(0, C))])
-    extra, labels = given.pop("batches"), given.pop("labels")
-    tasks, streams = [], []
-    for sae in saes:
-        tasks.append(task_class("loss_substitution")())
-        ctx = context(X, sae, **given)
-        tasks[-1].start(ctx)
-        streams.append(local_batches(X, sae, ctx, 8, labels, **extra))
-    for batches in zip(*streams, strict=True):
-        shared: dict[str, Any] = {}
-        for task, batch in zip(tasks, batches, strict=True):
-            batch.memo = shared
-            task.update(batch)
-    assert _Counted.calls == N // 8 * (3 + len(saes))
-    for sae, task in zip(saes, tasks, strict=True):
-        alone = finished("loss_substitution", X, sae, batch=8, **how())
-        assert values_in(task) == values_in(alone)
-
-
-# --- refusals ------------------------------------------------------------------------------------
-
-
-def test_a_label_that_the_head_has_no_class_for() -> None:
-    with pytest.raises(DataError, match="go from 0 to 7, and the head tells 6 classes apart"):
-        rows_of(topk_sae(), readouts=[OwnHead(slice(0, 6))], labels=np.arange(N) % 8)
-
-
-def test_an_output_that_is_not_finite() -> None:
-    def overflows(x_btd: Tensor) -> Output:
-        return Output(x_btd.mean(1) / x_btd.abs().sum(), x_btd.mean(1) @ W_DC)
-
-    with pytest.raises(SaebenchError, match="embedding of the zero pass is NaN"):
-        rows_of(topk_sae(), rest=overflows)
-
-
-def test_variants_are_canonical() -> None:
-    assert variant_string({"temperature": "1", "replaced": "all"}) == "replaced=all;temperature=1"

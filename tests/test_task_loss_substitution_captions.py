@@ -100,15 +100,17 @@ def test_too_few_images_for_one_block() -> None:
         assert row.note == "no images; 60 images of a last block that is not whole are left out"
 
 
-def test_retrieval_beside_another_head() -> None:
-    linear = OwnHead(slice(0, 6), {"loss": "linear_head_ce", "temperature": "model"})
-    rows = rows_of(topk_sae(), readouts=[linear], options={"head": "linear"})
+def test_captions_without_a_head() -> None:
+    """The classes have no names: what needs none is measured all the same."""
+    rows = rows_of(topk_sae(), readouts=[])
     own = rows_of(topk_sae())
-    found = rows["loss_recovered", "head=zero_shot;loss=retrieval_ce"]
-    assert found.value == own["loss_recovered", "loss=retrieval_ce"].value
+    assert {v for _, v in rows} == {"", "loss=retrieval_ce"}
+    assert {m for m, v in rows if not v} == {m for m, _ in own if m.startswith("embedding_")}
+    for key, row in rows.items():
+        assert row.value == own[key].value
 
 
 def test_vacuous_tokens_are_so_for_captions_too() -> None:
-    rows = rows_of(topk_sae(), sees=lambda policy: False)
+    rows = rows_of(topk_sae(), sees=lambda policy, reads="any": reads == "features")
     assert rows["loss_clean", "loss=retrieval_ce"].value is not None
     assert rows["loss_recovered", "loss=retrieval_ce"].note.startswith("vacuous")

@@ -1,4 +1,4 @@
-"""The scores of other projects: their published values, and what each does in plain NumPy."""
+"""The scores of other projects in `loss_substitution`: what each does, in plain NumPy."""
 
 from __future__ import annotations
 
@@ -15,77 +15,16 @@ from saebench.controls import Identity, Zero
 from saebench.metrics.substitution_conventions import (
     CONVENTIONS,
     Convention,
-    Losses,
     PerImage,
     contrastive_losses,
     dictionary_learning,
-    hugofry,
-    kissane,
     peer_value,
     prisma,
-    ratio_of_means,
 )
-from saebench.readouts import OwnHead, ZeroShot, unit_norm
+from saebench.readouts import LinearHead, OwnHead, ZeroShot, unit_norm
 from saebench.task import Measurement
 from tests.measure import finished, measured, task_class
 from tests.test_task_reconstruction import topk_sae
-
-# --- published values ----------------------------------------------------------------------------
-
-# Two batches: clean, spliced, zero.
-TWO = Losses(np.array([1, 3.0]), np.array([2, 3.2]), np.array([10, 3.5]))
-
-
-def test_the_vector_of_two_batches() -> None:
-    assert dictionary_learning(TWO) == pytest.approx(0.7444444, abs=5e-8)
-    assert kissane(TWO) == pytest.approx(0.7444444, abs=5e-8)
-    assert ratio_of_means(TWO) == pytest.approx(0.8736842, abs=5e-8)
-    assert hugofry(TWO) == pytest.approx(0.2555556, abs=5e-8)
-    assert 1 - ratio_of_means(TWO) == pytest.approx(0.1263158, abs=5e-8)  # of means
-
-
-def losses(clean: float, spliced: float, zero: float) -> Losses:
-    return Losses(np.array([clean]), np.array([spliced]), np.array([zero]))
-
-
-def test_prisma_s_notebook() -> None:
-    of_notebook = losses(6.762171, 6.762009, 6.772939)
-    assert prisma(of_notebook) == pytest.approx(101.49503, abs=5e-6)
-    assert round(prisma(of_notebook), 2) == pytest.approx(101.496, abs=0.005)
-    assert ratio_of_means(of_notebook) == pytest.approx(1.0150446, abs=5e-8)
-
-
-def test_saebench_s_fixture() -> None:
-    assert ratio_of_means(losses(4.6936, 4.7141, 13.0766)) == pytest.approx(0.9975546, abs=5e-8)
-
-
-@pytest.mark.parametrize(
-    ("spliced", "stored", "of_means"), [(3.84045, 0.94898, 0.94914), (5.20820, 0.81062, 0.81120)]
-)
-def test_what_dictionary_learning_stores_is_no_ratio_of_means(
-    spliced: float, stored: float, of_means: float
-) -> None:
-    """Its mean losses give another value; batches that have these means can give the stored one."""
-    means = losses(3.33613, spliced, 13.25166)
-    assert round(ratio_of_means(means), 5) == of_means != stored
-    # Two batches with the published means, whose gaps differ: each weighs the same.
-    tilt = np.array([1, -1.0])
-
-    def batches(t: float) -> Losses:
-        return Losses(3.33613 + 0 * tilt, spliced + t * tilt, 13.25166 + 2 * tilt)
-
-    low, high = (dictionary_learning(batches(t)) for t in (-1.0, 1.0))
-    t = -1 + 2 * (stored - low) / (high - low)  # linear in t
-    assert round(dictionary_learning(batches(t)), 5) == stored
-    assert round(ratio_of_means(batches(t)), 5) == of_means
-
-
-def test_kissane_s_small_denominators() -> None:
-    """A gap below 1e-4 counts as 1, so that its batch scores next to nothing."""
-    tiny = Losses(np.array([1, 1.0]), np.array([1.5, 1.00002]), np.array([2, 1.00005]))
-    assert kissane(tiny) == pytest.approx((0.5 + 0.00003) / 2, rel=1e-9)
-    assert dictionary_learning(tiny) == pytest.approx((0.5 + 0.6) / 2, rel=1e-6)
-
 
 # --- batches -------------------------------------------------------------------------------------
 
@@ -162,7 +101,7 @@ def scores(coder: Any, n: int = N, batch: int = 7, **more: Any) -> dict[str, Mea
         segments=[s for s in (128, 256) if s < n],
         batches={"rest": rest},
         conventions=True,
-        **{"readouts": HEADS, "kinds": KINDS, "site_kinds": tuple(KINDS), **more},
+        **{"readouts": HEADS, "kinds": KINDS, **more},
     )
     return {
         f"{m}@{v.removeprefix('convention=')}": row for (m, _, v), row in measured(task).items()
@@ -282,11 +221,57 @@ def test_projects_that_need_texts_or_a_cls_token() -> None:
     ours = rows["ce_loss_score", "convention=saebench"]
     assert found.columns["loss"] == "head_ce"
     assert found.value == pytest.approx(100 * ours.value, rel=1e-5)  # type: ignore[operator]
-    no_cls = scores(topk_sae(), sees=lambda policy: None if policy == "cls" else True)
-    assert no_cls["score@hugofry"].note == "the site test has no token 'cls'"
+    assert found.note == "of the default head, for there is no text tower"
+    assert ours.note == ""
     few = scores(topk_sae(), n=100)
     assert few["score@hugofry"].note == "no batch of images is whole"
     assert few["ce_recovered@prisma"].value is not None
+
+
+def test_tokens_that_say_nothing_have_no_score() -> None:
+    """A score of tokens that cannot reach what is read would be perfect for any SAE."""
+    no_cls = scores(topk_sae(), sees=lambda policy, reads="any": None if policy == "cls" else True)
+    assert no_cls["score@hugofry"].note == "the site test has no tokens 'cls'"
+    assert no_cls["ce_recovered@prisma"].value is not None
+    blind = scores(topk_sae(), sees=lambda policy, reads="any": policy == "all")
+    assert blind["score@patchsae"].value is None
+    assert blind["score@patchsae"].note == "vacuous: the output cannot change with the tokens 'cls'"
+    all_blind = scores(topk_sae(), sees=lambda policy, reads="any": reads != "embedding")
+    for row in all_blind.values():
+        assert (row.value, row.n) == (None, 0)
+        assert row.note.startswith("vacuous: the embedding cannot change with the tokens")
+    why = "none of 'a', 'b' was trained on the tokens registers of 'test'"
+    set_of_two = scores(topk_sae(), refused=lambda policy: why if policy == "all" else "")
+    assert set_of_two["ce_loss_score@saebench"].note == why
+    assert set_of_two["score@hugofry"].value is not None
+
+
+def test_tokens_that_the_sae_was_not_trained_on_are_named() -> None:
+    rows = scores(topk_sae(), foreign=lambda policy: ["patches"] if policy == "all" else [])
+    note = "it was not trained on these of the replaced tokens: patches"
+    for name, row in rows.items():
+        of_all = not name.startswith("score@")
+        assert row.note.endswith(note) == of_all, name
+
+
+def test_a_head_that_is_not_the_project_s_is_said() -> None:
+    probe = LinearHead(W_DC, torch.zeros(C).double(), "probe")
+    rows = scores(topk_sae(), readouts=[probe], options={"head": "linear"})
+    score, prisma_s = rows["score@hugofry;head=probe"], rows["ce_recovered@prisma;head=probe"]
+    assert score.value is None
+    assert score.note == "it needs a text tower, and another head is read here: head=probe"
+    assert prisma_s.value is not None
+    assert prisma_s.note == "of another head than the project's: head=probe"
+    assert prisma_s.columns["loss"] == "linear_head_ce"
+    assert prisma_s.columns["last_block"] == "full"
+
+
+def test_classes_without_names() -> None:
+    rows = scores(topk_sae(), readouts=[])
+    assert {row.value for row in rows.values()} == {None}
+    assert {row.note for row in rows.values()} == {
+        "the classes of the dataset have no names, and so no head"
+    }
 
 
 def test_all_are_declared() -> None:

@@ -278,7 +278,7 @@ def test_tokens_that_none_of_two_saes_covers_are_refused(root: Path) -> None:
     coders, images = one_batch(root, "small/cls", "small/last")
     coders.batch(images, 2**20).spliced_output("patches")  # one SAE at each site: as alone
     coders, images = one_batch(root, "small/cls", "small/cls", "small/last")
-    with pytest.raises(UsageError, match=r"'small/cls', 'small/cls' was trained .* 'patches'"):
+    with pytest.raises(UsageError, match=r"'small/cls', 'small/cls' was trained .* patches"):
         coders.batch(images, 2**20).spliced_output("all")
     with pytest.raises(UsageError, match="'registers' names no tokens at any of the sites"):
         coders.batch(images, 2**20).ablated_output("zero", "registers")

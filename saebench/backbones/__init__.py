@@ -18,6 +18,7 @@ from saebench.backbones.backbone import Backbone, Capture, LastBlock
 from saebench.backbones.checkpoint import load_weights
 from saebench.backbones.checks import check_entry
 from saebench.backbones.factory import user_function
+from saebench.backbones.influence import Reads
 from saebench.backbones.steps import Output, Step, SteppedModel, TextTower
 from saebench.errors import SpecError, UsageError
 from saebench.specs import BackboneSpec
@@ -26,6 +27,7 @@ __all__ = [
     "Backbone",
     "Capture",
     "Output",
+    "Reads",
     "Step",
     "SteppedModel",
     "TextTower",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saebench.backbones.editing import Edit, Edits, as_own
 from saebench.backbones.hooks import hooked
-from saebench.backbones.influence import influences
+from saebench.backbones.influence import Reads, influences
 from saebench.backbones.pixels import Transform
 from saebench.backbones.places import Sites
 from saebench.backbones.precision import ieee_float32
@@ -94,7 +94,7 @@ class Backbone:
                 module.inplace = False  # type: ignore[assignment]
         model.module.to(device=self.device, dtype=dtype)
         self._memory_format = memory_format(model.module)
-        self._seen: dict[tuple[str, tuple[str, ...]], bool] = {}
+        self._seen: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
         self._sites = Sites(spec, model)
         self._features = Features(spec, model)
 
@@ -174,16 +174,17 @@ class Backbone:
         """Sites in the order in which a forward pass meets them."""
         return sorted(sites, key=self._sites.depth)
 
-    def sees(self, site: str, kinds: Sequence[str]) -> bool:
+    def sees(self, site: str, kinds: Sequence[str], reads: Reads = "any") -> bool:
         """Whether the output can change at all with these tokens of a site: found by trying, once.
 
         Patches at the last block of a model that reads CLS alone cannot: a splice there is vacuous.
+        reads: of the output, what is asked for.
         Errors: NotFound; UsageError (the site has no such tokens).
         """
         key = (site, tuple(sorted(kinds)))
         if key not in self._seen:
             self._seen[key] = influences(self, site, kinds)
-        return self._seen[key]
+        return bool(self._seen[key]) if reads == "any" else reads in self._seen[key]
 
     @property
     def logit_scale(self) -> float:

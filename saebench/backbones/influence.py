@@ -1,15 +1,17 @@
-"""Whether the output of a backbone can change at all with some tokens of a site.
+"""What of a backbone's output can change at all with some tokens of a site.
 
 Patches at the last block of a model that reads CLS alone cannot: replacing them there measures
 nothing. Found by trying, so that it holds for every architecture: noise of the size of the
 activations is added to those tokens of an image, and the outputs are compared bit for bit. What
-cannot reach the output leaves its arithmetic alone, and so its last bit.
+cannot reach the output leaves its arithmetic alone, and so its last bit. The embedding and what a
+linear head reads (`HeadSpec.features`) are two answers: a head that reads the mean of the patches
+does not see a CLS token that is the embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,11 +20,14 @@ from saebench.errors import UsageError
 if TYPE_CHECKING:
     from saebench.backbones.backbone import Backbone
 
+Reads = Literal["any", "embedding", "features"]
+"""What is read of an output: its embedding, what a linear head reads of it, any of both."""
 
-def influences(backbone: Backbone, site: str, kinds: Sequence[str]) -> bool:
-    """Whether the embedding, or what a linear head reads, can change with these tokens.
 
-    Two passes over one image of noise, of which the second begins at the site.
+def influences(backbone: Backbone, site: str, kinds: Sequence[str]) -> frozenset[str]:
+    """Which of `embedding` and `features`, what a linear head reads, can change with these tokens.
+
+    Both passes begin at the site, with the activations of one image of noise.
     Errors: NotFound; UsageError (the site has no such tokens).
     """
     size = backbone.spec.input.size
@@ -44,7 +49,8 @@ def influences(backbone: Backbone, site: str, kinds: Sequence[str]) -> bool:
         changed_btd[:, layout[kind]] += noise_btd[:, layout[kind]].to(own_btd.dtype)
     clean = backbone.resume(site, own_btd, capture.state)
     other = backbone.resume(site, changed_btd, capture.state)
-    return not (
-        torch.equal(clean.embedding_bd, other.embedding_bd)
-        and torch.equal(clean.read_bd, other.read_bd)
-    )
+    pairs = {
+        "embedding": (clean.embedding_bd, other.embedding_bd),
+        "features": (clean.read_bd, other.read_bd),
+    }
+    return frozenset(name for name, pair in pairs.items() if not torch.equal(*pair))

@@ -14,7 +14,8 @@ over images, and a share recovered is one ratio of means:
     loss_recovered = (loss_zero − loss_spliced) / (loss_zero − loss_clean)
 
 neither clamped nor averaged over batches. Undefined where the loss that could be recovered is
-below `SMALLEST_GAP`, or below its own standard error over the bootstrap's replicates.
+below `SMALLEST_GAP`, or below its own standard error over the bootstrap's replicates. Where the
+ablation lowers the loss the share is what it is, and a note says that more of it is worse.
 
 Of the embedding e of the clean pass and ê of another, without labels:
 
@@ -23,7 +24,7 @@ Of the embedding e of the clean pass and ê of another, without labels:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,6 +132,12 @@ def too_small(sample: Means, replicates: Means, ablation: str) -> str:
     return f"{text}, below its standard error {error:.3g}" if abs(gap) < error else ""
 
 
+def lowers(sample: Means, ablation: str) -> str:
+    """A caution where the ablation is better than x itself; '' where it is not."""
+    better = sample[ablation]["loss"] < sample["clean"]["loss"]
+    return "the ablation lowers the loss: a larger share is worse here" if better else ""
+
+
 @dataclass(frozen=True)
 class Formula:
     """A metric from the mean terms of some passes, beside the clean one."""
@@ -189,12 +196,12 @@ def values(
     is ablated is what is replaced, so that what the one cannot change the other cannot either.
     """
     n = int(sums["clean"].totals_gq[group, 0])
-    untouched = [
+    clean_q = sums["clean"].totals_gq[group]
+    untouched = {
         name
-        for name in ("zero", "mean")
-        if not unseen[name]
-        and np.array_equal(sums[name].totals_gq[group], sums["clean"].totals_gq[group])
-    ]
+        for name in PASSES[1:]
+        if not unseen[name] and np.array_equal(sums[name].totals_gq[group], clean_q)
+    }
     unseen = _vacuous(unseen, untouched, same_tokens=same_tokens)
     sample, replicates = means_of(sums, group)
     for metric in only:
@@ -209,7 +216,9 @@ def values(
             yield Value(metric, None, n, formula.passes, note=why)
         else:
             value, values_r = formula.of(sample), formula.of(replicates)
-            yield Value(metric, float(value), n, formula.passes, values_r)
+            note = lowers(sample, formula.recovered) if formula.recovered else ""
+            # + 0.0: a quotient of 0 is 0, also where what it is divided by is negative.
+            yield Value(metric, float(value) + 0.0, n, formula.passes, values_r + 0.0, note)
 
 
 def embedding_values(
@@ -218,11 +227,11 @@ def embedding_values(
     """embedding_cosine_* and embedding_nmse_*, of passes other than the clean one."""
     at = {term: i for i, term in enumerate(EMBEDDING_TERMS)}
     n = spread.n
-    untouched = [
+    untouched = {
         name
-        for name in ("zero", "mean")
+        for name in PASSES[1:]
         if not unseen[name] and sums[name].totals_gq[0, at["error2"]] == 0
-    ]
+    }
     unseen = _vacuous(unseen, untouched, same_tokens=same_tokens)
     centred = spread.centred()
     for name in PASSES[1:]:
@@ -246,10 +255,16 @@ def embedding_values(
 
 
 def _vacuous(
-    unseen: Mapping[str, str], untouched: Sequence[str], *, same_tokens: bool
+    unseen: Mapping[str, str], untouched: Collection[str], *, same_tokens: bool
 ) -> dict[str, str]:
-    """`unseen`, where neither ablation changed a bit of what is read, on any image."""
-    if len(untouched) < 2:
+    """`unseen`, and the passes that are found to say nothing.
+
+    untouched: the passes that did not change a bit of what is read, on any image. Neither ablation
+    does where the tokens reach nothing; but also where x is 0 everywhere, which a reconstruction
+    need not be. So what is replaced is judged by all three passes.
+    """
+    ablated = not any(unseen[name] or name not in untouched for name in ("zero", "mean"))
+    if not ablated or (same_tokens and "spliced" not in untouched):
         return dict(unseen)
     names = ("zero", "mean", "spliced") if same_tokens else ("zero", "mean")
     why = "vacuous: ablating these tokens changes nothing that is read, on any image"

@@ -164,4 +164,4 @@ def peer_value(convention: Convention, images: PerImage) -> tuple[float | None, 
     if value is None:
         return None, "this project's formula divides by 0 here"
     unknown = f"in batches of {convention.batch}: which ones the project has is not known"
-    return value, "" if convention.known else unknown
+    return value + 0.0, "" if convention.known else unknown  # no −0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saebench.backbones import Backbone, load_backbone
+from saebench.backbones import Backbone, Reads, load_backbone
 from saebench.batch import SaeBatch
 from saebench.data import Access, Dataset
 from saebench.fit import Fitter
@@ -66,7 +66,7 @@ class Sample:
             self.dataset,
             source,
             self.store,
-            lambda site: {"site": site},  # the store is this sample's own
+            lambda *sites: {"sites": sites},  # the store is this sample's own
             "float32",
             Tiles(TILE_BYTES, N_IMAGES),
         )
@@ -90,9 +90,9 @@ class Sample:
         """What a task may know of a coder that covers all tokens of the site."""
         readouts = self.readouts(task) if "readouts" in task.needs else None
 
-        def sees(policy: str) -> bool | None:
+        def sees(policy: str, reads: Reads = "any") -> bool | None:
             kinds = policy_kinds(policy, self.layout, tuple(self.layout))
-            return self.backbone.sees(self.site, kinds) if kinds else None
+            return self.backbone.sees(self.site, kinds, reads) if kinds else None
 
         return Context(
             backbone=self.backbone.spec.name,
@@ -104,7 +104,6 @@ class Sample:
             d_sae=coder.d_sae,
             kinds=rebased(self.layout, tuple(self.layout)),
             n_images=len(self.order),
-            site_kinds=tuple(self.layout),
             class_names=self.dataset.class_names,
             labels=self.dataset.label_names,
             options=values_of(task, {}),
