@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 import tyro
@@ -125,6 +127,7 @@ COMMANDS: dict[str, type] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line. Always ends in SystemExit."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = _plain_warning
     try:
         if arguments in (["--version"], ["-V"]):
             from saebench import __version__
@@ -143,6 +146,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     sys.exit(code)
+
+
+def _plain_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Ours as a sentence: whoever types a command has no use for the line of code it came from."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        return f"warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def parse(arguments: Sequence[str]) -> object:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from saebench.cli import parse
+import saebench as saebench_package
+from saebench.cli import _plain_warning, parse
 from saebench.errors import UsageError
 from saebench.runconfig import RunConfig
 from tests.small import setting
@@ -91,6 +93,13 @@ def test_an_option_given_twice_is_refused_rather_than_half_heard() -> None:
         parse(["run", "--sae", "a", "--backbone", "b", "--sae=c"])
     assert "--sae A B" in error.value.hint
     assert parse(["run", "--sae", "a", "c"]) == RunConfig(sae=("a", "c"))
+
+
+def test_a_warning_of_ours_is_a_sentence() -> None:
+    ours = _plain_warning("mind the gap", UserWarning, saebench_package.__file__, 7)
+    assert ours == "warning: mind the gap\n"
+    other = _plain_warning("mind the gap", UserWarning, torch.__file__, 7)
+    assert other == f"{torch.__file__}:7: UserWarning: mind the gap\n"
 
 
 def test_run_prints_a_table_and_the_line_that_reads_it(root: Path, tmp_path: Path) -> None:
