@@ -258,7 +258,7 @@ def test_the_loss_of_a_block_is_that_of_a_plain_script(folder: Path, tmp_path: P
 def test_a_run_has_them_where_the_backbone_reads_texts(folder: Path, tmp_path: Path) -> None:
     data, source = opened(folder)
     fitter = Fitter(
-        tiny(), data, source, Store(tmp_path), lambda site: {}, "float32", Tiles(TILE_BYTES, 64)
+        tiny(), data, source, Store(tmp_path), lambda *sites: {}, "float32", Tiles(TILE_BYTES, 64)
     )
     found = build_readouts(tiny(), data, source, fitter)
     assert found.captions is not None
@@ -267,6 +267,8 @@ def test_a_run_has_them_where_the_backbone_reads_texts(folder: Path, tmp_path: P
     config = RunConfig()
     other = source_of(shapes.spec, config)
     assert build_readouts(tiny(), shapes, other, fitter).captions is None
+    # No other head than the default changes them, so that they are not measured again beside it.
+    assert build_readouts(tiny(), data, source, fitter, head="probe").captions is None
     with pytest.raises(DataError, match="'shapes' has no captions"):
         captions_of(tiny(), shapes, other, Store(tmp_path))
 

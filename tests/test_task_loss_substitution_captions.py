@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import saebench
 from saebench.backbones import Output
 from saebench.controls import Identity, Zero
+from saebench.data import open_dataset
 from saebench.readouts import OwnHead, unit_norm
+from saebench.registry import Registry
 from saebench.retrieval import BLOCK, Captions
 from saebench.task import Measurement
+from tests.content import write
 from tests.measure import finished, measured
 from tests.test_task_reconstruction import topk_sae
 
@@ -114,3 +120,45 @@ def test_vacuous_tokens_are_so_for_captions_too() -> None:
     rows = rows_of(topk_sae(), sees=lambda policy, reads="any": reads == "features")
     assert rows["loss_clean", "loss=retrieval_ce"].value is not None
     assert rows["loss_recovered", "loss=retrieval_ce"].note.startswith("vacuous")
+
+
+@pytest.mark.parametrize("conventions", [False, True])
+def test_a_text_tower_on_classes_without_names(tmp_path: Path, conventions: bool) -> None:
+    """Retrieval and the measures without labels need none."""
+    shapes = open_dataset(Registry.load().dataset("shapes"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = ["file,label,title"]
+    for i in range(3 * BLOCK):
+        shapes.image("test", i).save(folder / f"{i:03d}.png")
+        lines.append(f"{i:03d}.png,{i % 3},picture {i}")
+    (folder / "all.csv").write_text("\n".join(lines))
+    entry = f'''
+source = "images"
+holdout = 0.5
+[folder]
+root = "{folder}"
+labels = "all.csv"
+caption = "title"
+'''
+    write(tmp_path, {"registry/datasets/numbered.toml": entry})
+    with pytest.warns(UserWarning, match="no loss over classes: .* has no class names"):
+        rows = saebench.run(
+            backbone="tiny-clip",
+            sae="identity",
+            dataset="numbered",
+            task="loss_substitution",
+            registry=[tmp_path],
+            out=tmp_path / "r",
+            workers=0,
+            conventions=conventions,
+        )
+    ours = rows[rows["convention"].isna()] if conventions else rows
+    assert set(ours["loss"].dropna()) == {"retrieval_ce"}
+    assert set(ours["metric"]) >= {"loss_recovered", "embedding_cosine_zero"}
+    found = dict(zip(ours["metric"], ours["value"], strict=True))
+    assert found["loss_recovered"] == found["embedding_cosine_spliced"] == 1
+    if conventions:
+        peers = rows[rows["convention"].notna()]
+        assert peers["value"].isna().all()
+        assert set(peers["note"]) == {"the classes of the dataset have no names, and so no head"}

@@ -15,6 +15,8 @@ import pytest
 import saebench
 from saebench.formats import write_sae
 from saebench.paths import CONTENT
+from saebench.registry import Registry
+from saebench.testing import check_sae
 from tests.content import sae_entry, write
 from tests.small import random_sae
 
@@ -96,7 +98,7 @@ def test_an_embedding_that_the_tokens_cannot_reach(root: Path, tmp_path: Path) -
 @pytest.mark.parametrize("conventions", [False, True])
 def test_a_set_with_two_saes_at_one_site(root: Path, tmp_path: Path, conventions: bool) -> None:
     """Who should replace the registers is not said; what can be measured is."""
-    rows = run(
+    rows: Any = run(
         root,
         tmp_path,
         "of-both",
@@ -136,3 +138,18 @@ def test_foreign_tokens_of_every_member_of_a_set(root: Path, tmp_path: Path) -> 
         "it was not trained on these of the replaced tokens: patches of blocks.1, "
         "patches of blocks.3"
     )
+
+
+def test_a_check_says_which_part_of_the_output_sees_the_tokens(root: Path) -> None:
+    detail = {}
+    for name in ("of-patches/cls", "of-patches/patches", "of-both/cls"):
+        checks = check_sae(Registry.load([root]), name)
+        (detail[name],) = (c.detail for c in checks if c.name == "its tokens reach the output")
+    linear = "what a linear head reads"
+    assert detail["of-patches/cls"].endswith(
+        f"the embedding changes with them, and {linear} does not"
+    )
+    assert detail["of-patches/patches"].endswith(
+        f"{linear} changes with them, and the embedding does not"
+    )
+    assert detail["of-both/cls"].endswith("the output changes with them")
