@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
-import saebench as saebench_package
-from saebench.cli import _plain_warning, parse
+from saebench import cli
+from saebench.cli import parse
 from saebench.errors import UsageError
 from saebench.runconfig import RunConfig
 from tests.small import setting
@@ -96,10 +95,10 @@ def test_an_option_given_twice_is_refused_rather_than_half_heard() -> None:
 
 
 def test_a_warning_of_ours_is_a_sentence() -> None:
-    ours = _plain_warning("mind the gap", UserWarning, saebench_package.__file__, 7)
+    ours = cli._plain_warning("mind the gap", UserWarning, cli.__file__, 7)
     assert ours == "warning: mind the gap\n"
-    other = _plain_warning("mind the gap", UserWarning, torch.__file__, 7)
-    assert other == f"{torch.__file__}:7: UserWarning: mind the gap\n"
+    other = cli._plain_warning("mind the gap", UserWarning, pd.__file__, 7)
+    assert other == f"{pd.__file__}:7: UserWarning: mind the gap\n"
 
 
 def test_run_prints_a_table_and_the_line_that_reads_it(root: Path, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ SAES = {  # name -> backbone, site, tokens
     "mlp": ("tiny-vit", "blocks.2.mlp", "all"),
     "map": ("tiny-resnet", "layer3", "all"),
     "clip": ("tiny-clip", "blocks.2", "patches"),
+    "bioclip": ("tiny-bioclip", "blocks.1", "all"),
+    "dino": ("tiny-dinov2", "blocks.1", "all"),
 }
 
 
@@ -95,7 +97,7 @@ def model_of(backbone: str) -> torch.nn.Module:
     spec = Registry.load().backbone(backbone)
     assert spec.weights.file
     weights = CONTENT / "registry/backbones" / spec.weights.file
-    if backbone == "tiny-clip":
+    if "clip" in backbone:  # the two are of one architecture
         logging.disable(logging.WARNING)  # it warns that it loads no weights
         folder = CONTENT / "registry/weights/tiny-clip"
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
@@ -110,8 +112,9 @@ def model_of(backbone: str) -> torch.nn.Module:
 def output(backbone: str, site: str, image: torch.Tensor, replace: Callable | None) -> Any:
     """(embedding, logits) of one image, with what a site gives handed through `replace`."""
     model = model_of(backbone)
-    path = site.replace("blocks", "visual.transformer.resblocks") * (backbone == "tiny-clip")
-    module = model.get_submodule(path or site)
+    is_clip = isinstance(model, open_clip.CLIP)
+    path = site.replace("blocks", "visual.transformer.resblocks") if is_clip else site
+    module = model.get_submodule(path)
 
     def hook(_module: Any, _inputs: Any, found: torch.Tensor) -> torch.Tensor | None:
         if replace is None:
@@ -123,13 +126,16 @@ def output(backbone: str, site: str, image: torch.Tensor, replace: Callable | No
 
     handle = module.register_forward_hook(hook)
     try:
-        if isinstance(model, open_clip.CLIP):
+        if is_clip:
             embedding = model.encode_image(image[None])
             return embedding[0].double().numpy(), None
         features = model.forward_features(image[None])  # type: ignore[operator]
         embedding = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        vector = embedding[0].double().numpy()
+        if not model.num_classes:
+            return vector, None
         logits = model.get_classifier()(embedding)  # type: ignore[operator]
-        return embedding[0].double().numpy(), logits[0, 10:58].double().numpy()
+        return vector, logits[0, 10:58].double().numpy()
     finally:
         handle.remove()
 
@@ -188,7 +194,7 @@ def slow(
                 values = {
                     "loss": -log_q[label],
                     "accuracy": row.argmax() == label,
-                    "accuracy_top5": label in np.argsort(-row)[:5],
+                    "accuracy_top5": label in np.argsort(-row, kind="stable")[:5],
                     "agreement": row.argmax() == logits["clean"].argmax(),
                     "kl": kl,
                 }
@@ -277,15 +283,15 @@ def test_a_resnet(root: Path, tmp_path: Path) -> None:
     compare(rows, slow("map", grid, grid, {"grid": grid}))
 
 
-def clip_heads() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def clip_heads(backbone: str) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Variant -> logits, by the entry's templates and bare names, at two temperatures."""
-    registry, model = Registry.load(), model_of("tiny-clip")
+    registry, model = Registry.load(), model_of(backbone)
     assert isinstance(model, open_clip.CLIP)
     folder = CONTENT / "registry/weights/tiny-clip"
     config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
     merges = folder / config["text_cfg"]["tokenizer_kwargs"]["bpe_path"]
     tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}", bpe_path=str(merges))
-    templates = registry.backbone("tiny-clip").head.templates["shapes"]
+    templates = registry.backbone(backbone).head.templates["shapes"]
     names = open_dataset(registry.dataset("shapes")).class_names
     scale = model.logit_scale.exp().item()
     heads = {}
@@ -306,10 +312,26 @@ def clip_heads() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     return heads
 
 
-def test_a_clip_model_by_four_heads(root: Path, tmp_path: Path) -> None:
-    rows = run(root, tmp_path, "clip")
-    compare(rows, slow("clip", PATCHES, PATCHES, TOKENS, clip_heads()))
+@pytest.mark.parametrize(("name", "part"), [("clip", PATCHES), ("bioclip", ALL)])
+def test_a_clip_model_by_four_heads(root: Path, tmp_path: Path, name: str, part: slice) -> None:
+    rows = run(root, tmp_path, name)
+    compare(rows, slow(name, part, part, TOKENS, clip_heads(SAES[name][0])))
     assert set(rows["loss"].dropna()) == {"zero_shot_ce"}
+
+
+@pytest.mark.filterwarnings("ignore:the probe of")  # so few images lack some classes
+def test_a_model_without_a_head_by_its_probe(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAEBENCH_STORE", str(tmp_path / "store"))
+    rows = run(root, tmp_path / "out", "dino")
+    (probe,) = (tmp_path / "store/artifacts/linear_head").glob("*/data.safetensors")
+    arrays = {name: array.double().numpy() for name, array in load_file(probe).items()}
+    heads = {"": lambda e: e @ arrays["W_dc"] + arrays["b_c"]}
+    tokens = {"cls": slice(0, 1), "registers": slice(1, 5), "patches": slice(5, 69)}
+    everything = slice(0, 69)
+    compare(rows, slow("dino", everything, everything, tokens, heads))
+    assert set(rows["loss"].dropna()) == {"linear_head_ce"}
 
 
 # --- what a whole run has to keep ----------------------------------------------------------------
