@@ -139,7 +139,7 @@ COLUMNS: tuple[Column, ...] = (
     _variant("ablated", "string", "tokens that were ablated for comparison"),
     _variant("last_block", "string", "full, or cls: only what the head reads was computed"),
     _variant("pooling", "string", "how the tokens of an image become one vector"),
-    _variant("feature", "string", "what a probe reads: x, xhat, codes"),
+    _variant("feature", "string", "what a linear head reads: x, codes, embedding, cls+patches, …"),
     _variant("solver", "string", "how a probe was fitted"),
     _variant("shots", "int64", "training images a class"),
     _variant("condition", "string", "of a transfer: `base->ft`, …"),
