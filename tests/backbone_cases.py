@@ -453,6 +453,18 @@ def load(case: Case, folder: Path, **fields: Any) -> Backbone:
     return load_backbone(spec_of(case, folder, **fields))
 
 
+_loaded: dict[Path, Backbone] = {}
+
+
+def backbone_of(name: str, folder: Path) -> Backbone:
+    """The backbone of a case, made below a folder once for all tests that name it there."""
+    path = folder / name
+    if path not in _loaded:
+        path.mkdir(exist_ok=True)
+        _loaded[path] = load(CASES[name], path)
+    return _loaded[path]
+
+
 def upstream(case: Case, folder: Path) -> Any:
     """The same model made by the library alone, in evaluation mode, once `load` has made it."""
     if case.loader == "timm":

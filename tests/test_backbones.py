@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saebench.backbones import Backbone, load_backbone, timm_models
 from saebench.errors import SpecError
 from saebench.specs import BackboneSpec, InputSpec, SiteSpec, WeightsSpec
-from tests.backbone_cases import CASES, images, load, randomise, spec_of, upstream
+from tests.backbone_cases import CASES, backbone_of, images, load, randomise, spec_of, upstream
 
 ALL = pytest.mark.parametrize("name", CASES)
 
@@ -25,16 +25,6 @@ ALL = pytest.mark.parametrize("name", CASES)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("backbones")
-
-
-_loaded: dict[str, Backbone] = {}
-
-
-def backbone_of(name: str, folder: Path) -> Backbone:
-    if name not in _loaded:
-        (folder / name).mkdir(exist_ok=True)
-        _loaded[name] = load(CASES[name], folder / name)
-    return _loaded[name]
 
 
 def images_of(name: str) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saebench.backbones import Backbone, Output, Step, SteppedModel, load_backbone
 from saebench.errors import Mismatch, NotFound, UsageError
 from saebench.specs import BackboneSpec, InputSpec, SiteSpec
-from tests.backbone_cases import CASES, images, load, upstream
+from tests.backbone_cases import CASES, backbone_of, images, upstream
 
 Change = Callable[[Tensor], Tensor]
 
@@ -22,16 +22,6 @@ Change = Callable[[Tensor], Tensor]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("edits")
-
-
-_loaded: dict[str, Backbone] = {}
-
-
-def backbone_of(name: str, folder: Path) -> Backbone:
-    if name not in _loaded:
-        (folder / name).mkdir(exist_ok=True)
-        _loaded[name] = load(CASES[name], folder / name)
-    return _loaded[name]
 
 
 # Of single values, so that they mean the same in every layout; no two commute.

@@ -44,6 +44,16 @@ def test_a_gap_within_its_standard_error_has_no_share() -> None:
     assert found["loss_recovered_mean"].value == pytest.approx((3.018 - 0.1) / 3.018)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_image_has_no_standard_error(n: int) -> None:
+    losses = {"clean": 1.0, "spliced": 2.0, "zero": 5.0, "mean": 4.0}
+    sums = summed({name: torch.full((n,), loss).double() for name, loss in losses.items()})
+    found = {v.metric: v for v in values(sums, 0, dict.fromkeys(PASSES, ""), same_tokens=True)}
+    share = found["loss_recovered"]
+    assert (share.value, "one image" in share.note) == ((None, True) if n == 1 else (0.75, False))
+    assert found["loss_increase"].value == 1
+
+
 def summed(losses: dict[str, Tensor]) -> dict[str, ImageSums]:
     found = {}
     for name, loss_b in losses.items():

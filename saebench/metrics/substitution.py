@@ -40,6 +40,7 @@ TERMS = ("images", "loss", "top1", "top5", "agreement", "kl")
 EMBEDDING_TERMS = ("images", "cosine", "n_cosine", "error2")
 TOP_K = 5
 SMALLEST_GAP = 1e-3  # nat
+ONE_IMAGE = "one image does not say how much its loss means: there is no standard error"
 
 Means = Mapping[str, Mapping[str, np.ndarray]]
 """Pass -> term of TERMS -> its mean over images, [] or [R]."""
@@ -211,7 +212,7 @@ def values(
         if not why and metric.startswith("accuracy_top5") and n_classes <= TOP_K:
             why = f"there are only {n_classes} classes"
         if not why and formula.recovered:
-            why = too_small(sample, replicates, formula.recovered)
+            why = too_small(sample, replicates, formula.recovered) if n > 1 else ONE_IMAGE
         if why:
             yield Value(metric, None, n, formula.passes, note=why)
         else:
