@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from saebench.backbones import Reads
     from saebench.saes import Codes
 
-Need = Literal["readouts"]  # readouts: heads over the final embedding, in `Context.readouts`
+Need = Literal["readouts", "probes"]
+"""readouts: heads over the final embedding, in `Context.readouts`; probes: classifiers fitted on
+features of train images, in `Context.probes`, from the task's options `feature label shots solver`.
+"""
 
 REPLICATES = 500  # bootstrap replicates; a protocol constant, so that stored replicates pair up
 
@@ -129,6 +132,7 @@ class Context:
     options: Mapping[str, str] = field(default_factory=dict)  # every option's value
     readouts: Sequence[Any] = ()  # `saebench.readouts.Readout`s, where the task needs them
     captions: Any = None  # `saebench.readouts.Captions`, where the task needs readouts
+    probes: Any = None  # `saebench.probing.Probes`, where the task needs them
     # Whether what is read can change at all with the tokens of a policy; None: there are none such.
     sees: Sees = lambda policy, reads="any": True
     # Of the tokens of a policy those that the SAE was not trained on, by name.

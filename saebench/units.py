@@ -41,6 +41,7 @@ class Source:
     n_images: int
     n_train: int  # images that statistics are fitted on
     n_probe: int = 0  # images that a linear head is fitted on
+    n_full: int = 0  # images that the probes of a task are fitted on, where they are not few-shot
     access: Access = field(default_factory=Access)
     dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
     resolved_revision: str = ""  # of a hub dataset: the commit

@@ -125,6 +125,15 @@ COLUMNS: tuple[Column, ...] = (
     Column("git_dirty", "bool", "whether that checkout was changed", nullable=True),
     Column("torch_version", "string", "version of torch"),
     Column("env", "string", "JSON: versions of everything else that computes"),
+    Column("n_train", "int64", "train images that a probe was fitted on", nullable=True),
+    Column("penalty", "float64", "of a probe: λ/2 ‖W‖² beside the mean loss", nullable=True),
+    Column("converged", "bool", "whether a probe's loss is within 1e-4 of the least", nullable=True),
+    Column(
+        "baseline",
+        "float64",
+        "what a difference is measured from: the same measure on the untouched activations",
+        nullable=True,
+    ),
     # what distinguishes a row from its metric's default
     _variant("loss", "string", "head_ce, zero_shot_ce, linear_head_ce, retrieval_ce"),
     _variant(
@@ -141,6 +150,9 @@ COLUMNS: tuple[Column, ...] = (
     _variant("pooling", "string", "how the tokens of an image become one vector"),
     _variant("feature", "string", "what a linear head reads: x, codes, embedding, cls+patches, …"),
     _variant("solver", "string", "how a probe was fitted"),
+    _variant("label", "string", "label level that a probe was fitted to; empty: the main label"),
+    _variant("level", "string", "label level that its probabilities were added up to"),
+    _variant("latents", "int64", "best-ranked latents that a probe of codes was limited to"),
     _variant("shots", "int64", "training images a class"),
     _variant("condition", "string", "of a transfer: `base->ft`, …"),
     _variant("filtered", "string", "rows left out as outliers"),
