@@ -150,6 +150,7 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
         min(config.limit or len(test.ids), len(test.ids)),
         min(n_train, len(train.ids)),
         min(config.train_limit or PROBE_IMAGES * len(dataset.class_names), len(train.ids)),
+        min(config.train_limit or len(train.ids), len(train.ids)),
         access,
         dataset,
         dataset.resolved_revision,
