@@ -5,7 +5,8 @@
     –              undefined (the row's note says why)
 
 A pure function from rows to text. Which columns stand in it is a board (`leaderboards/`); a task
-that the board does not know gets its first metric.
+that the board does not know gets its first metric. Columns for which there is no room are left out,
+from the last on, and named below.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from saebench.sets import JOINED
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
 
 Row = dict[str, Any]
 
@@ -30,11 +33,11 @@ LONGEST = 23  # characters of a name that leave room for four columns within 80
 
 def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> None:
     """One table for each backbone, dataset, site, token set and variant; columns: "task/metric"."""
-    for table in tables(rows, columns):
+    for table in tables(rows, columns, console):
         console.print(table)
 
 
-def tables(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[Group]:
+def tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> Iterator[Group]:
     """The tables, in the order in which the rows' backbones stand."""
     places: dict[tuple[str, ...], list[Row]] = {}
     for row in plain(rows).to_dict("records"):
@@ -43,7 +46,7 @@ def tables(rows: pd.DataFrame, columns: Sequence[str]) -> Iterator[Group]:
         places.setdefault(tuple(named[key] for key in PLACE), []).append(named)
     shown = complete((row["column"] for place in places.values() for row in place), columns)
     for place in places.values():
-        yield _table(place, shown)
+        yield _fitting(place, shown, console)
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
@@ -72,8 +75,34 @@ def complete(measured: Iterable[str], columns: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
+def _fitting(rows: Sequence[Row], columns: Sequence[str], console: Console) -> Group:
+    """The table of as many columns as there is room for, and the names of the others."""
     from rich.console import Group
+    from rich.measure import Measurement
+
+    there = {row["column"]: heading(row) for row in rows}
+    shown = [column for column in columns if column in there]
+    left_out: list[str] = []
+    unbounded = console.options.update(max_width=10_000)  # else nothing is wider than the console
+    title, table = _table(rows, shown)
+    while Measurement.get(console, unbounded, table).minimum > console.width:
+        if len(shown) == 1:
+            break
+        left_out.insert(0, there[shown.pop()])
+        title, table = _table(rows, shown)
+    if not left_out:
+        return Group(title, table)
+    said = f"no room for {', '.join(left_out)}: widen the terminal, or read the results\n"
+    return Group(title, table, said)
+
+
+def heading(row: Row) -> str:
+    """A metric's name above a column, with an arrow to where it is better."""
+    name = row["metric"].replace("_fraction", "").replace("loss_rec", "rec")
+    return name.replace("probe_delta_", "Δ probe ") + ARROWS[row["better"]]
+
+
+def _table(rows: Sequence[Row], columns: Sequence[str]) -> tuple[Text, Table]:
     from rich.table import Table
     from rich.text import Text
 
@@ -88,24 +117,22 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> Group:
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold", min_width=18)
-    better = {row["column"]: row["better"] for row in rows}
-    measured = [column for column in columns if column in better]
-    for column in measured:
-        name = column.partition("/")[2].replace("_fraction", "").replace("loss_rec", "rec")
-        table.add_column(name + ARROWS[better[column]], justify="right", no_wrap=True)
+    headings = {row["column"]: heading(row) for row in rows}
+    for column in columns:
+        table.add_column(headings[column], justify="right", no_wrap=True)
 
     cells = {(row["sae"], row["column"]): cell(row) for row in rows}
     saes, controls = ordered(rows)
     for name in saes:
-        values = [cells.get((name, column), "") for column in measured]
+        values = [cells.get((name, column), "") for column in columns]
         table.add_row(Text(short(name, first["backbone"])), *values)
     if saes and controls:
         table.add_row(Text("controls", style="italic dim"))
     for name in controls:
-        values = [Text(cells.get((name, column), ""), style="dim") for column in measured]
+        values = [Text(cells.get((name, column), ""), style="dim") for column in columns]
         table.add_row(Text(short(name, first["backbone"]), style="dim"), *values)
     table.add_row("")
-    return Group(title, table)
+    return title, table
 
 
 def ordered(rows: Sequence[Row]) -> tuple[list[str], list[str]]:

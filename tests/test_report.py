@@ -127,6 +127,21 @@ def test_a_set_of_saes_stands_on_lines_of_its_own_within_80_columns() -> None:
     ]
 
 
+def test_columns_without_room_are_left_out_from_the_last_on_and_named() -> None:
+    rows = [
+        row("b/one", metric, 0.5, task=task, ci_low=0.4, ci_high=0.6)
+        for task, metric in [column.split("/") for column in COLUMNS] + [("late", "last_of_all")]
+    ]
+    wide, narrow = printed(rows, width=120), printed(rows, width=40)
+    assert "last_of_all" in wide
+    assert "no room" not in wide
+    assert max(map(len, narrow.splitlines())) <= 40
+    table, _, said = narrow.partition("no room for ")
+    assert "last_of_all" not in table
+    assert "last_of_all" in said
+    assert "l0" in table  # the first is always there
+
+
 def test_the_place_of_a_set_names_each_site_once() -> None:
     assert place("blocks.1 + blocks.1", "cls + patches") == "blocks.1 (cls, patches)"
     assert place("a + b", "all + all") == "a + b (all)"
