@@ -1,0 +1,78 @@
+"""A linear probe: logistic regression over the whole path of its penalty, the best one taken.
+
+λ is chosen on held rows: from the largest on, each start that of the one before, until their loss
+rises. Then all rows are fitted with it, unless the solution found is to stay as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saebench.probe.logistic import Solution, scores, solve
+from saebench.probe.rows import Rows
+
+PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear head over features as they are: logits = x W_dc + b_c, float64.
+
+    penalty: λ. Losses are mean cross-entropies without it, in nat; those of validation are of the
+    fit that did not see these rows, NaN where there were none. left: what is left to gain of the
+    loss with its penalty. absent: classes without rows.
+    """
+
+    W_dc: Tensor
+    b_c: Tensor
+    penalty: float
+    loss_train: float
+    accuracy_train: float
+    loss_validation: float
+    accuracy_validation: float
+    converged: bool
+    left: float
+    evaluations: int
+    absent: int
+
+
+def fit_probe(rows: Rows, held_n: Tensor, n_classes: int, *, refit: bool = True) -> Probe:
+    """Fit a probe: λ by the rows of held_n [n] bool, then all rows with it.
+
+    refit: whether the held join the last fit; where not, the fit is of the others alone, which
+    `loss_train` is then of too. Without held rows there is nothing to choose by: the largest λ.
+    """
+    seen, unseen = rows.where(~held_n), rows.where(held_n)
+    best: Solution | None = None
+    penalty, loss, accuracy, evaluations = PENALTIES[0], float("nan"), float("nan"), 0
+    if seen.n and unseen.n:
+        start = None
+        for candidate in PENALTIES:
+            start = solve(seen, n_classes, candidate, start)
+            evaluations += start.evaluations
+            found, right = scores(unseen, start)
+            if best is not None and found >= loss:
+                break
+            best, penalty, loss, accuracy = start, candidate, found, right
+    fitted, last = seen, best
+    if refit or last is None:
+        fitted = rows if refit else seen
+        last = solve(fitted, n_classes, penalty, best)
+        evaluations += last.evaluations
+    loss_train, accuracy_train = scores(fitted, last)
+    W_dc = last.W_dc / rows.scale
+    return Probe(
+        W_dc,
+        last.b_c - rows.mean_d @ W_dc,
+        penalty,
+        loss_train,
+        accuracy_train,
+        loss,
+        accuracy,
+        last.converged,
+        last.left,
+        evaluations,
+        n_classes - len(fitted.y_n.unique()),
+    )
