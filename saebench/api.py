@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,19 @@ def config_of(**options: Any) -> RunConfig:
             options[name] = (str(options[name]),)
         elif name in options:
             options[name] = tuple(str(item) for item in options[name] or ())
+    if "shots" in options:
+        shots = () if options["shots"] is None else options["shots"]
+        options["shots"] = tuple(map(_plain, shots if isinstance(shots, Iterable) else (shots,)))
     for name in ("out", "device", "data_root"):
         if options.get(name) is not None:
             options[name] = str(options[name])
-    # NumPy's numbers are as good as Python's.
-    options = {key: v.item() if hasattr(v, "item") else v for key, v in options.items()}
+    options = {key: _plain(value) for key, value in options.items()}
     return validated(RunConfig, options, where="saebench.run")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers are as good as Python's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def run(**options: Any) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from saebench.weights import HeadFile, weights_sha256
 HeadInUse = Literal["classifier", "zero_shot", "published", "probe"]
 HEADS = ("auto", "linear", "probe")  # values of a task's option `head`
 
-PROBE = 1  # rises when a fitted probe could come out otherwise
+PROBE = 2  # rises when a fitted probe could come out otherwise
 PROBE_IMAGES = 50  # train images a class that a probe is fitted on
 
 

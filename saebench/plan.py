@@ -16,6 +16,16 @@ from saebench.errors import DataError, UsageError, WeightsError
 from saebench.heads import check_head, head_in_use, readouts_identity, said_once
 from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
+from saebench.probe_options import (
+    LONG,
+    by_shots,
+    check_probes,
+    check_shots,
+    label_said_once,
+    n_train_of,
+    needs_probes,
+    probes_identity,
+)
 from saebench.registry import Registry, is_glob
 from saebench.runconfig import RunConfig
 from saebench.sets import spliced_together, splicing_tasks
@@ -88,6 +98,7 @@ def make_plan(
         tasks = [task for task in tasks if task.suite == "default"]
     if config.splice_together:
         tasks = splicing_tasks(tasks, config.task)
+    check_shots(tasks, config.shots)
     chosen = read_options(config.option, tasks)
     choice = choose(registry, backbones, config.sae, config.suite)
     if config.splice_together:
@@ -117,9 +128,13 @@ def make_plan(
             try:
                 if "readouts" in task.needs:
                     check_head(backbone, source.spec, task.name, values_of(task, chosen))
+                if needs_probes(task):
+                    check_probes(source, task, values_of(task, chosen))
                 able.append(task)
-            except WeightsError as error:  # a head without a file: the other tasks go on
-                what = f"{backbone.name} · {task.name}"
+            except (WeightsError, DataError) as error:
+                # A head without a file, or images of one class: the other tasks go on.
+                who = backbone.name if isinstance(error, WeightsError) else name
+                what = f"{who} · {task.name}"
                 refused.setdefault(what, Refusal(what, error))
         for coder in choice.refs[backbone.name]:
             try:
@@ -131,7 +146,7 @@ def make_plan(
         done += [unit for unit in units if is_done(unit.id)]
         left = [unit for unit in units if not is_done(unit.id)]
         if left:
-            waves = tuple(_pack(registry, left, memory_bytes(config.memory)))
+            waves = tuple(_waves(registry, left, memory_bytes(config.memory)))
             groups.append(Group(backbone, sources[name], waves))
     return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
 
@@ -204,11 +219,7 @@ def _units(
     if config.bad_images != "fail":  # images may then be left out
         dataset["bad_images"] = config.bad_images
     for task in tasks:
-        variants = [False, True] if config.conventions and task.has_conventions else [False]
-        for conventions in variants:
-            values = values_of(task, chosen, conventions=conventions)
-            if "readouts" in task.needs:
-                values = said_once(backbone, source.spec, values)
+        for conventions, values in _variants(config, backbone, task, source, chosen):
             options: dict[str, Any] = dict(not_default(task, values))
             options |= {"conventions": True} if conventions else {}
             identity = {
@@ -223,9 +234,30 @@ def _units(
             }
             if "readouts" in task.needs:
                 identity |= _reading_identity(backbone, source, values)
-            if ("readouts" in task.needs or task.splices) and config.last_block != "full":
+            if needs_probes(task):
+                identity["probes"] = probes_identity(source, values)
+            reads_output = "readouts" in task.needs or values.get("feature") == "embedding"
+            if (reads_output or task.splices) and config.last_block != "full":
                 identity["last_block"] = config.last_block
             yield Unit(backbone, coder, task, source, identity, conventions, values)
+
+
+def _variants(
+    config: RunConfig,
+    backbone: BackboneSpec,
+    task: type[Task],
+    source: Source,
+    chosen: Chosen,
+) -> Iterator[tuple[bool, dict[str, str]]]:
+    """For each unit of a task: whether it is that of the peers' formulas, and its options."""
+    for conventions in (False, True) if config.conventions and task.has_conventions else (False,):
+        values = values_of(task, chosen, conventions=conventions)
+        if "readouts" in task.needs:
+            values = said_once(backbone, source.spec, values)
+        if needs_probes(task):
+            values = label_said_once(source, values)
+        for one in by_shots(task, values, config.shots):
+            yield conventions, one
 
 
 def _reading_identity(
@@ -250,6 +282,15 @@ def check_names(source: Source, names: str) -> None:
             f"the classes of '{source.spec.name}' have no names '{names}'",
             f"they have: {', '.join(known)}",
         )
+
+
+def _waves(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:
+    """The waves of a group. Units that take a long pass over train images come last.
+
+    So all else is finished and kept by then.
+    """
+    for long in (False, True):
+        yield from _pack(registry, [u for u in units if (n_train_of(u) > LONG) == long], memory)
 
 
 def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:

@@ -1,0 +1,137 @@
+"""What probes a task asks for: its options said once and checked, and their part of an identity.
+
+A task with `probes` in its needs has the options `feature`, `label`, `shots` and `solver`. Its
+probes are fitted on all train images, or on `shots` of each class: with --shots 1 5 10 a unit each
+more. Without torch, since all of this is known before a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from saebench.data.dataset import Dataset
+from saebench.errors import DataError, UsageError
+from saebench.heads import PROBE
+from saebench.task import Task
+from saebench.units import Source, Unit
+
+FEW_SHOT = 1  # rises when few-shot samples could come out otherwise
+FULL = "full"  # value of the option `shots`
+LONG = 2**15  # train images: a pass over more comes after all else that a run does
+
+
+def needs_probes(task: type[Task]) -> bool:
+    """Whether a task reads probes."""
+    return "probes" in task.needs
+
+
+def shots_of(options: Mapping[str, str]) -> int | None:
+    """Train images a class; None: all there are. For options that were checked."""
+    said = options.get("shots", FULL)
+    return None if said == FULL else int(said)
+
+
+def check_shots(tasks: Sequence[type[Task]], shots: Sequence[int]) -> None:
+    """Errors: UsageError for --shots that no run, or none of these tasks, can have."""
+    if wrong := [n for n in shots if n < 1]:
+        raise UsageError(f"--shots {wrong[0]}: it has to be 1 or more")
+    if shots and not any("shots" in task.options for task in tasks):
+        raise UsageError(
+            "--shots is for tasks that fit probes, and none of these does: "
+            + ", ".join(task.name for task in tasks),
+            "add  --task linear_probe,  or leave out --shots",
+        )
+
+
+def by_shots(
+    task: type[Task], options: dict[str, str], shots: Sequence[int]
+) -> list[dict[str, str]]:
+    """The options of each unit of a task: as they are, and with each number of shots.
+
+    Errors: UsageError for an option `shots` that is no number.
+    """
+    if "shots" not in task.options:
+        return [options]
+    asked = dict.fromkeys([_number_of_shots(task, options["shots"]), *map(str, shots)])
+    return [{**options, "shots": one} for one in asked]
+
+
+def _number_of_shots(task: type[Task], said: str) -> str:
+    """'full', or a number in the one way of writing it."""
+    if said == FULL:
+        return said
+    if not (said.isascii() and said.isdigit() and int(said)):
+        raise UsageError(
+            f"--option {task.name}.shots={said}: not a number of images a class",
+            f"a whole number from 1 on, or {FULL}",
+        )
+    return str(int(said))
+
+
+def label_said_once(source: Source, options: dict[str, str]) -> dict[str, str]:
+    """The same options with the label as '' where the level is the main label by another name."""
+    level, dataset = options.get("label", ""), source.dataset
+    if not level or dataset is None or level not in dataset.label_names:
+        return options
+    manifests = [dataset.manifest(split) for split in (source.spec.train, source.spec.test)]
+    same = all(np.array_equal(m.levels[level], m.labels) for m in manifests)
+    return {**options, "label": ""} if same else options
+
+
+def check_probes(source: Source, task: type[Task], options: Mapping[str, str]) -> None:
+    """Errors: UsageError for a label level that the dataset lacks; DataError where one class is
+    all there is: there is nothing to tell apart.
+    """
+    level, dataset = options.get("label", ""), source.dataset
+    if dataset is None:
+        return
+    if level and level not in dataset.label_names:
+        known = ", ".join(dataset.label_names)
+        raise UsageError(
+            f"--option {task.name}.label={level}: '{source.spec.name}' has no such label level",
+            f"its levels: {known}; without the option it is the main label"
+            if known
+            else "it has the main label alone: leave out the option",
+        )
+    labels = labels_of(source, level)
+    if len(labels) == 0 or (labels == labels[0]).all():
+        what = f"level '{level}'" if level else "main label"
+        raise DataError(
+            f"the train images of '{source.spec.name}' are all of one class by their {what}: there "
+            f"is nothing for '{task.name}' to tell apart",
+            "it takes a dataset with labels:  saebench ls datasets",
+        )
+
+
+def class_names_of(dataset: Dataset, level: str) -> Sequence[str]:
+    """The c classes of a label level; '' is the main label."""
+    return dataset.label_names[level] if level else dataset.class_names
+
+
+def labels_of(source: Source, level: str) -> np.ndarray:
+    """[n] int64, the label of each row of the train manifest."""
+    assert source.dataset is not None
+    manifest = source.dataset.manifest(source.spec.train)
+    return manifest.levels[level] if level else manifest.labels
+
+
+def probes_identity(source: Source, options: Mapping[str, str]) -> dict[str, Any]:
+    """What of a unit's probes can change a number, beside the options of its task."""
+    fields: dict[str, Any] = {"probe": PROBE, "n_images": source.n_full}
+    if shots_of(options) is not None:
+        fields["few_shot"] = FEW_SHOT
+    return fields
+
+
+def n_train_of(unit: Unit) -> int:
+    """How many train images the probes of a unit are fitted on, from above; 0: it reads none."""
+    if not needs_probes(unit.task):
+        return 0
+    shots, dataset = shots_of(unit.options), unit.source.dataset
+    if shots is None or dataset is None:
+        return unit.source.n_full
+    n_classes = len(class_names_of(dataset, unit.options.get("label", "")))
+    return min(2 * shots * n_classes, unit.source.n_full)

@@ -1,0 +1,202 @@
+"""Units of tasks that fit probes: their options, shots, identities and waves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from saebench import api
+from saebench.api import config_of
+from saebench.data.manifest import Manifest
+from saebench.errors import SpecError, UsageError
+from saebench.plan import Plan, make_plan
+from saebench.probe_options import n_train_of
+from saebench.registry import Registry
+from saebench.runconfig import RunConfig
+from saebench.specs import DatasetSpec
+from saebench.units import Source, Unit
+from tests.content import BACKBONE, TASK, sae_entry, write
+
+OPTIONS = """
+    needs = ("probes",)
+    options = {
+        "feature": Option("auto"),
+        "label": Option(""),
+        "shots": Option("full"),
+        "solver": Option("logistic", ("logistic", "ridge")),
+    }
+"""
+PROBES = (
+    TASK.replace("import Measurement", "import Option, Measurement")
+    .replace('name = "rows"', 'name = "probing"')
+    .replace("    version = 1\n", "    version = 1\n" + OPTIONS)
+)
+N_TRAIN = {"digits": 1257, "shapes": 4096}
+
+Planned = Callable[..., Plan]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    files = {
+        "registry/backbones/small.toml": BACKBONE,
+        "registry/saes/small/a.toml": sae_entry(l0=4.0),
+        "registry/saes/small/sae.safetensors": "x" * 1000,
+        "tasks/rows.py": TASK,
+        "tasks/probing.py": PROBES,
+    }
+    root = write(tmp_path_factory.mktemp("content"), files)
+    registry, opened = Registry.load([root]), dict[tuple[str, int | None], Source]()
+
+    def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
+        key = spec.name, config.train_limit
+        if key not in opened:
+            opened[key] = api.source_of(spec, config)
+        return opened[key]
+
+    def plan(change: Callable[[Source], Source] = lambda source: source, **options: Any) -> Plan:
+        given = {"backbone": "small", "sae": "identity", "task": "probing", **options}
+        return make_plan(config_of(**given), registry, lambda *of: change(source_of(*of)))
+
+    return plan
+
+
+def one(plan: Plan) -> Unit:
+    (unit,) = plan.units
+    return unit
+
+
+@pytest.mark.parametrize("dataset", N_TRAIN)
+def test_they_are_fitted_on_all_train_images(planned: Planned, dataset: str) -> None:
+    unit = one(planned(dataset=dataset))
+    assert unit.source.n_full == N_TRAIN[dataset] == n_train_of(unit)
+    fewer = one(planned(dataset=dataset, train_limit=100))
+    assert fewer.source.n_full == 100
+    assert fewer.id != unit.id
+    more = one(planned(dataset=dataset, train_limit=10**6))
+    assert more.source.n_full == N_TRAIN[dataset]
+
+
+@pytest.mark.parametrize(
+    "option", ["shots=5", "solver=ridge", "feature=mean", "label=family", "feature=embedding"]
+)
+def test_each_choice_is_a_unit_of_its_own(planned: Planned, option: str) -> None:
+    assert one(planned(option=f"probing.{option}")).id != one(planned()).id
+
+
+def test_other_tasks_know_nothing_of_it(planned: Planned) -> None:
+    unit = one(planned(task="rows"))
+    assert "probes" not in unit.identity
+    assert n_train_of(unit) == 0
+    both = planned(task=["rows", "probing"], shots=[1])
+    assert unit.id in {other.id for other in both.units}
+
+
+def test_the_last_block_matters_to_the_embedding_alone(planned: Planned) -> None:
+    assert one(planned(last_block="cls")).id == one(planned()).id
+    embedding = one(planned(option="probing.feature=embedding", last_block="cls"))
+    assert embedding.id != one(planned(option="probing.feature=embedding")).id
+    assert embedding.identity["last_block"] == "cls"
+
+
+def test_shots_stand_beside_the_full_probes(planned: Planned) -> None:
+    found = planned(shots=[1, 5], task=["rows", "probing"]).units
+    assert [u.options.get("shots") for u in found] == [None, "full", "1", "5"]
+    _, full, first, fifth = found
+    assert full.id == one(planned()).id
+    assert fifth.id == one(planned(option="probing.shots=5")).id
+    assert n_train_of(first) == 2 * 48
+    again = planned(shots=[5, 5], option="probing.shots=05").units
+    assert [u.id for u in again] == [fifth.id]
+    assert [u.options["shots"] for u in planned(shots=5, option="probing.shots=2").units] == [
+        "2",
+        "5",
+    ]
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "some", "1.5", "FULL", "²"])
+def test_shots_that_are_none(planned: Planned, said: str) -> None:
+    with pytest.raises(UsageError, match=r"(?s)probing\.shots=.*not a number.*full"):
+        planned(option=f"probing.shots={said}")
+
+
+def test_shots_that_no_run_can_have(planned: Planned) -> None:
+    with pytest.raises(UsageError, match="--shots 0: it has to be 1 or more"):
+        planned(shots=[3, 0])
+    with pytest.raises(UsageError, match=r"(?s)none of these does: rows.*--task"):
+        planned(task="rows", shots=[1])
+    with pytest.raises(SpecError, match="valid integer"):
+        config_of(shots=["one"])
+    assert config_of(shots=np.array([1, 5])).shots == (1, 5)
+    assert config_of(shots=None).shots == ()
+
+
+def test_a_label_level_that_the_dataset_lacks(planned: Planned) -> None:
+    with pytest.raises(UsageError, match=r"(?s)label=order.*'shapes'.*family, genus"):
+        planned(option="probing.label=order")
+    with pytest.raises(UsageError, match=r"(?s)label=family.*'digits'.*its levels: digit;"):
+        planned(option="probing.label=family", dataset="digits")
+    with pytest.raises(UsageError, match="main label alone"):
+        planned(without_levels, option="probing.label=family")
+
+
+def test_the_level_that_is_the_main_label_is_the_default(planned: Planned) -> None:
+    named = one(planned(option="probing.label=species"))
+    assert named.options["label"] == ""
+    assert named.id == one(planned()).id
+
+
+def without_levels(source: Source) -> Source:
+    class WithoutLevels:
+        label_names: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    return replace(source, dataset=WithoutLevels())  # type: ignore[arg-type]
+
+
+def of_one_class(source: Source) -> Source:
+    assert source.dataset is not None
+    dataset = source.dataset
+
+    class OneClass:
+        label_names = dataset.label_names
+        class_names = dataset.class_names
+
+        def manifest(self, split: str) -> Manifest:
+            found = dataset.manifest(split)
+            return replace(found, labels=np.zeros_like(found.labels))
+
+    return replace(source, dataset=OneClass())  # type: ignore[arg-type]
+
+
+def test_a_dataset_of_one_class_is_refused_and_the_others_go_on(planned: Planned) -> None:
+    plan = planned(of_one_class, task=["rows", "probing"])
+    assert [unit.task.name for unit in plan.units] == ["rows"]
+    (refusal,) = plan.refused
+    assert refusal.name == "shapes · probing"
+    assert "all of one class" in str(refusal.error)
+    by_family = planned(of_one_class, option="probing.label=family")
+    assert [unit.options["label"] for unit in by_family.units] == ["family"]
+
+
+def long(source: Source) -> Source:
+    return replace(source, n_full=2**15 + 1)
+
+
+def test_a_long_pass_over_train_images_comes_last(planned: Planned) -> None:
+    options = {"task": ["probing", "rows"], "sae": ["identity", "small/a"], "shots": [1]}
+    (group,) = planned(long, **options).groups
+    waves = [[(u.task.name, u.options.get("shots")) for u in w.units] for w in group.waves]
+    early = [("rows", None), ("probing", "1")]
+    assert waves == [early * 2, [("probing", "full")] * 2]
+    (group,) = planned(**options).groups
+    assert len(group.waves) == 1
+    assert len(group.waves[0].units) == 6
+
+
+def test_none_is_twice_in_a_run(planned: Planned) -> None:
+    found = planned(long, sae=["identity", "small/a"], shots=[1, 2], option="probing.shots=2")
+    assert len({unit.id for unit in found.units}) == len(found.units) == len(found.todo) == 4
