@@ -2,13 +2,14 @@
 
 Images are cut at fixed boundaries into segments of 2,048 (`units.SEGMENT`), and segments into
 batches. Where images that do not decode are left out, their places stay empty: all that comes after
-keeps its place, whichever segment was measured first.
+keeps its place, whichever segment was measured first. In the same way it shows train images to
+those who fit on what SAEs make of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +17,18 @@ import torch
 from saebench.activation_keys import Part
 from saebench.activation_store import ActivationStore
 from saebench.backbones import Backbone, Capture
-from saebench.bad_images import BadImages, consecutive
+from saebench.bad_images import consecutive
 from saebench.data import Dataset
 from saebench.data.loader import Batch, parts
 from saebench.images import Images
 from saebench.store import Store
 from saebench.units import SEGMENT, Source
+
+
+class Notes(Protocol):
+    """Who is told which images were left out (`saebench.bad_images.BadImages`)."""
+
+    def add(self, split: str, row: int, why: str) -> None: ...
 
 
 class Evaluation:
@@ -35,15 +42,25 @@ class Evaluation:
         *,
         workers: int,
         bad_images: Literal["fail", "skip"],
-        bad: BadImages,
+        bad: Notes,
         tokens: Store | None = None,
+        split: str | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
-        """tokens: where activations are kept, and looked for before images are decoded."""
+        """tokens: where activations are kept, and looked for before images are decoded.
+
+        split, rows: in place of the evaluation split's first n images these rows of the manifest
+        of another, in this order, or all of it. Their activations are not kept.
+        """
+        if tokens is not None and (split is not None or rows is not None):
+            raise ValueError("activations are kept of the evaluation split alone")
         self.backbone, self.dataset, self.source = backbone, dataset, source
         self.workers, self.bad = workers, bad
         self.bad_images: Literal["fail", "skip"] = bad_images
-        manifest = dataset.manifest(source.spec.test)
-        self.order = manifest.order(source.n_images)
+        self.split = source.spec.test if split is None else split
+        manifest = dataset.manifest(self.split)
+        n = source.n_images if split is None else None
+        self.order = manifest.order(n) if rows is None else rows
         self.ids = [manifest.ids[row] for row in self.order]
         self.labels = manifest.labels[self.order]
         self.levels = {name: values[self.order] for name, values in manifest.levels.items()}
@@ -60,7 +77,7 @@ class Evaluation:
 
     def places(self, segment: int) -> range:
         """The places of a segment's images in the evaluation order."""
-        return range(segment * SEGMENT, min((segment + 1) * SEGMENT, self.source.n_images))
+        return range(segment * SEGMENT, min((segment + 1) * SEGMENT, len(self.order)))
 
     def batches(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[Images]:
         """The images of a segment, with their activations at some sites.
@@ -113,16 +130,15 @@ class Evaluation:
 
     def _leave_out(self, row: int, why: str) -> None:
         self._why[int(self._place[row])] = why
-        self.bad.add(self.source.spec.test, row, why)
+        self.bad.add(self.split, row, why)
 
     def _decoded(self, segment: int, sites: Sequence[str], batch_size: int) -> Iterator[Batch]:
         """A segment's batches. Workers go on to the next one, which is mostly asked for then."""
         if self._next != (segment, batch_size):
-            split = self.source.spec.test
             left = [self.places(one) for one in self._to_decode(segment, sites, batch_size)]
             self._ahead = parts(
                 self.dataset,
-                split,
+                self.split,
                 [self.order[places.start : places.stop] for places in left],
                 self.backbone.transform,
                 batch_size,
@@ -138,7 +154,7 @@ class Evaluation:
         """A segment, and those behind it up to the first that lies in the store."""
         yield segment
         skip = self.bad_images == "skip"
-        for later in range(segment + 1, self.source.n_segments):
+        for later in range(segment + 1, -(-len(self.order) // SEGMENT)):
             if self.kept and self.kept.has(self._part(later, batch_size), sites, left_out=skip):
                 return
             yield later

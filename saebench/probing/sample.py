@@ -33,7 +33,7 @@ MOST_HELD = 4  # images of a class that are held back from a few-shot sample
 class Sample:
     """n images in the order they are seen. rows: of the train manifest, with their ids.
 
-    labels: [n] int64 of the level that is predicted. held: [n] bool, the penalty is chosen by these.
+    labels: [n] int64 of the level that is predicted. held: [n] bool, those to choose a penalty by.
     refit: whether they join the last fit. shots: None for a full sample.
     """
 
@@ -61,7 +61,7 @@ class Sample:
 def sample_of(
     manifest: Manifest, *, n: int, shots: int | None = None, label: str = "", seed: int = 0
 ) -> Sample:
-    """The sample of a train manifest. n: images of a full one. label: a level; '' is the main label.
+    """The sample of a train manifest. n: images of a full one. label: a level; '': the main one.
 
     A full sample does not depend on the seed, nor a few-shot one on n.
     Errors: UsageError for a level that the manifest does not have, or fewer than one shot.
