@@ -120,18 +120,17 @@ def labels_of(source: Source, level: str) -> np.ndarray:
 
 def probes_identity(source: Source, options: Mapping[str, str]) -> dict[str, Any]:
     """What of a unit's probes can change a number, beside the options of its task."""
-    fields: dict[str, Any] = {"probe": PROBE, "n_images": source.n_full}
-    if shots_of(options) is not None:
-        fields["few_shot"] = FEW_SHOT
-    return fields
+    if shots_of(options) is None:
+        return {"probe": PROBE, "n_images": source.n_full}
+    return {"probe": PROBE, "few_shot": FEW_SHOT}
 
 
 def n_train_of(unit: Unit) -> int:
-    """How many train images the probes of a unit are fitted on, from above; 0: it reads none."""
+    """How many train images the probes of a unit look at, from above; 0: it reads none."""
     if not needs_probes(unit.task):
         return 0
     shots, dataset = shots_of(unit.options), unit.source.dataset
     if shots is None or dataset is None:
         return unit.source.n_full
     n_classes = len(class_names_of(dataset, unit.options.get("label", "")))
-    return min(2 * shots * n_classes, unit.source.n_full)
+    return min(2 * shots * n_classes, len(dataset.manifest(unit.source.spec.train)))

@@ -190,7 +190,7 @@ def test_a_long_pass_over_train_images_comes_last(planned: Planned) -> None:
     options = {"task": ["probing", "rows"], "sae": ["identity", "small/a"], "shots": [1]}
     (group,) = planned(long, **options).groups
     waves = [[(u.task.name, u.options.get("shots")) for u in w.units] for w in group.waves]
-    early = [("rows", None), ("probing", "1")]
+    early = [("probing", "1"), ("rows", None)]
     assert waves == [early * 2, [("probing", "full")] * 2]
     (group,) = planned(**options).groups
     assert len(group.waves) == 1
