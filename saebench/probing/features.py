@@ -15,11 +15,13 @@ by the same functions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saebench.codes import Codes
 from saebench.errors import UsageError
@@ -27,6 +29,7 @@ from saebench.task import Batch
 
 FEATURES = ("auto", "cls", "mean", "cls+mean", "embedding")  # values of a task's option `feature`
 SPATIAL = ("patches", "grid")
+CELLS = 1 << 22  # latents of images that are pooled at once
 
 Pooling = Literal["max", "mean", "none"]  # none: there is one token
 
@@ -101,40 +104,57 @@ def _of_tokens(x_btd: Tensor, feature: Feature) -> Tensor:
 
 
 def pooled_codes(batch: Batch, feature: Feature, pooling: Pooling) -> Codes:
-    """Codes of b images; of `cls+mean` 2 s latents, those of CLS first."""
-    n_tokens = batch.n_rows // batch.n_images
-    parts = [_pooled(batch.codes, batch.n_images, n_tokens, p, pooling) for p in feature.code_parts]
+    """Codes of b images; of `cls+mean` 2 s latents, those of CLS first. Latents of a row ascend."""
+    b, t, s = batch.n_images, batch.n_rows // batch.n_images, max(batch.codes.d_sae, 1)
+    size = max(1, CELLS // s)  # images at once
+    tiles = [batch.codes[i * t : min(i + size, b) * t] for i in range(0, b, size)]
+    parts = [Codes.cat([_pooled(z, t, p, pooling) for z in tiles]) for p in feature.code_parts]
     return parts[0] if len(parts) == 1 else _beside(parts)
 
 
-def _pooled(codes: Codes, b: int, t: int, tokens: slice, pooling: Pooling) -> Codes:
-    """Per image and latent the maximum, or the mean, over some of the tokens.
+def _pooled(codes: Codes, t: int, tokens: slice, pooling: Pooling) -> Codes:
+    """Per image and latent the maximum, or the mean, over some of the t tokens.
 
-    A latent that is silent on some token counts as 0 there.
+    A latent that is silent on some token counts as 0 there. All images' latents lie side by side
+    in `b s` cells: an encoder fills t times as many, so this costs little beside it.
     """
-    row_m, latent_m, value_m = codes.nonzero()
-    token_m = row_m % t
-    inside_m = (token_m >= tokens.start) & (token_m < tokens.stop)
-    image_m = torch.div(row_m[inside_m], t, rounding_mode="floor")
-    key_m = image_m * max(codes.d_sae, 1) + latent_m[inside_m]
-    value_m = value_m[inside_m]
+    b, s = codes.n_rows // t, max(codes.d_sae, 1)
     n_tokens = tokens.stop - tokens.start
-    key_u, where_m, count_u = key_m.unique(return_inverse=True, return_counts=True)
+    first_b, last_b = (codes.offsets_n1[i::t][:b] for i in (tokens.start, tokens.stop))
+    length_b = last_b - first_b
+    gap_b = first_b - pad(length_b.cumsum(0), (1, 0))[:-1]  # values of other tokens up to here
+    at_m = gap_b.repeat_interleave(length_b)
+    at_m += torch.arange(len(at_m), device=codes.device)
+    value_m = codes.values_m.index_select(0, at_m)
+    cell_m = (s * torch.arange(b, device=codes.device)).repeat_interleave(length_b)
+    cell_m += codes.indices_m.index_select(0, at_m)
     if pooling == "mean":
-        sums_u = torch.zeros(len(key_u), dtype=torch.float64, device=codes.device)
-        value_u = (sums_u.index_add_(0, where_m, value_m.double()) / n_tokens).float()
+        value_c = (_sums(cell_m, value_m, b * s) / n_tokens).float()
     else:
-        low_u = torch.where(count_u < n_tokens, 0.0, -torch.inf).to(value_m.dtype)
-        value_u = low_u.scatter_reduce(0, where_m, value_m, "amax")
-    kept_u = value_u != 0
-    key_u, value_u = key_u[kept_u], value_u[kept_u]
-    starts_n1 = max(codes.d_sae, 1) * torch.arange(b + 1, device=codes.device)
-    return Codes(
-        codes.d_sae,
-        torch.searchsorted(key_u, starts_n1),
-        key_u % max(codes.d_sae, 1),
-        value_u,
-    )
+        value_c = value_m.new_zeros(b * s)
+        if (value_m < 0).any():  # 0 is the maximum only where some token is silent
+            value_c[cell_m.bincount(minlength=b * s) == n_tokens] = -torch.inf
+        value_c.scatter_reduce_(0, cell_m, value_m, "amax")
+    return replace(Codes.from_dense(value_c.view(b, s)), d_sae=codes.d_sae)
+
+
+def _sums(cell_m: Tensor, value_m: Tensor, cells: int) -> Tensor:
+    """[cells] float64, each the sum of its values in their order: twice the same, to the bit."""
+    if cell_m.device.type != "cpu":
+        return _ordered_sums(cell_m, value_m, cells)
+    weights_m = value_m.double().numpy()
+    return torch.from_numpy(np.bincount(cell_m.numpy(), weights_m, minlength=cells))
+
+
+def _ordered_sums(cell_m: Tensor, value_m: Tensor, cells: int) -> Tensor:
+    """For a GPU, whose own scattered sums have no order."""
+    cell_m, order_m = cell_m.sort(stable=True)
+    cell_u, count_u = cell_m.unique_consecutive(return_counts=True)
+    terms_m = value_m.double()[order_m]
+    sums_c = terms_m.new_zeros(cells)
+    if len(cell_u):
+        sums_c[cell_u] = torch.segment_reduce(terms_m, "sum", lengths=count_u)
+    return sums_c
 
 
 def _beside(parts: list[Codes]) -> Codes:

@@ -64,8 +64,8 @@ class Probes:
 
     x: on clean features; the frozen probe is this one. xhat: refitted on reconstructions. codes: by
     pooling, the default first. sparse: by k; tree and single: all three of the default pooling.
-    missing: `xhat` or `codes` -> why there are none. taxonomy: level -> [c] int64, its value for each
-    class, of the levels that the class decides (species: genus, family).
+    missing: `xhat` or `codes` -> why there are none. taxonomy: level -> [c] int64, its value for
+    each class, of the levels that the class decides (species: genus, family).
     """
 
     feature: Feature
