@@ -1,9 +1,11 @@
 """Linear heads for backbones that have none of their own: published ones, and probes.
 
 A probe (`saebench.probe`) is fitted on what the head reads of untouched train images, the first
-`n_probe` of the fixed order, and their main label. It is an artifact of the store, shared by all
-runs; beside W and b it has its λ, its losses in nat and accuracies on the train rows and on those
-that λ was chosen by, and whether it converged.
+`n_probe` of the fixed order, and their main label; λ is chosen by every fifth of them. The rows are
+few, so they are fitted in float64 to a hundredth of the usual tolerance: losses are read beside
+each other through it. It is an artifact of the store, shared by all runs; beside W and b it has its
+λ, its losses in nat and accuracies on the train rows and on those that λ was chosen by, and whether
+it converged.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ from torch import Tensor
 
 from saebench.backbones import Backbone
 from saebench.data import Dataset
-from saebench.errors import SaebenchError, is_out_of_memory
+from saebench.errors import SaebenchError
 from saebench.fit import Fitter
 from saebench.heads import PROBE, HeadInUse, published_head
-from saebench.probe import Probe, fit_probe
+from saebench.probe import DenseRows, Probe, fit_probe
+from saebench.probing.sample import EVERY
+from saebench.probing.stored import arrays_of, on_device
 from saebench.published_head import read_published
 from saebench.readouts import LinearHead
 from saebench.units import Source
+
+TOLERANCE = 1e-6  # of the loss, that may be left to gain
 
 
 def linear_readout(
@@ -76,25 +82,14 @@ class ProbeFit:
     def arrays(self) -> dict[str, np.ndarray]:
         read_nd = torch.cat(self.read)
         labels_n = torch.from_numpy(np.concatenate(self.labels)).long()
-        probe = self._fitted(read_nd, labels_n)
-        numbers = {
-            name: np.array(value)
-            for name, value in vars(probe).items()
-            if not isinstance(value, Tensor)
-        }
-        arrays = {"W_dc": probe.W_dc.cpu().numpy(), "b_c": probe.b_c.cpu().numpy()}
-        return {**arrays, **numbers}
+        return arrays_of(
+            on_device(self.device, lambda device: self._fitted(read_nd, labels_n, device))
+        )
 
-    def _fitted(self, read_nd: Tensor, labels_n: Tensor) -> Probe:
-        if self.device.type == "cuda":  # other accelerators have no float64
-            try:
-                rows = read_nd.to(self.device), labels_n.to(self.device)
-                return fit_probe(*rows, self.n_classes)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                error.__traceback__ = None  # it holds the frames that hold the memory
-        return fit_probe(read_nd, labels_n, self.n_classes)
+    def _fitted(self, read_nd: Tensor, labels_n: Tensor, device: torch.device) -> Probe:
+        rows = DenseRows.of(read_nd.to(device), labels_n.to(device), torch.float64)
+        held_n = torch.arange(rows.n, device=device) % EVERY == EVERY - 1
+        return fit_probe(rows, held_n, self.n_classes, tolerance=TOLERANCE)
 
 
 def _head(

@@ -114,7 +114,7 @@ class LinearHead:
 
     @property
     def columns(self) -> Mapping[str, str]:
-        fitted = {"solver": "lbfgs"} if self.head == "probe" else {}
+        fitted = {"solver": "logistic"} if self.head == "probe" else {}
         return {
             "loss": "linear_head_ce",
             "head": self.head,

@@ -116,7 +116,7 @@ def test_it_is_fitted_once_for_all(dinov2: Case) -> None:
         "head": "probe",
         "temperature": "model",
         "feature": "embedding",
-        "solver": "lbfgs",
+        "solver": "logistic",
     }
     assert first.note.startswith("a probe of ")
     assert first.n_classes == 10
@@ -172,7 +172,7 @@ def test_what_fails_of_it_fails_when_it_is_asked_for(
 ) -> None:
     case = Case("tiny-dinov2", "digits", tmp_path, n=60)
 
-    def fails(*args: Any) -> NoReturn:
+    def fails(*args: Any, **options: Any) -> NoReturn:
         raise ValueError("no such probe")
 
     monkeypatch.setattr("saebench.linear_head.fit_probe", fails)
@@ -243,7 +243,7 @@ def test_too_few_images_are_told(tmp_path: Path) -> None:
 
 
 def test_one_that_did_not_converge_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saebench.probe.EVALUATIONS", 2)
+    monkeypatch.setattr("saebench.probe.logistic.EVALUATIONS", 2)
     case = Case("tiny-dinov2", "digits", tmp_path, n=60)
     with pytest.warns(UserWarning, match="the probe of 'tiny-dinov2' on 'digits' did not converge"):
         case.head()

@@ -77,7 +77,7 @@ def test_a_splice_that_the_head_cannot_see_scores_nothing(root: Path, tmp_path: 
     assert rows.loc["loss_zero", "value"] > rows.loc["loss_clean", "value"]
     assert rows.loc["embedding_cosine_spliced", "value"] < 0.999
     assert set(rows["feature"].dropna()) == {"patches"}
-    assert set(rows["solver"].dropna()) == {"lbfgs"}
+    assert set(rows["solver"].dropna()) == {"logistic"}
     note = rows.loc["loss_clean", "note"]
     assert note.startswith(f"a probe of {TRAIN} train images, λ = ")
     assert set(rows["last_block"]) == {"full"}

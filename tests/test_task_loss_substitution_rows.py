@@ -72,7 +72,7 @@ def test_the_head_that_was_found_is_in_every_row_of_its_unit() -> None:
     assert "embedding_nmse_spliced" in {metric for metric, _ in rows}
     row = rows["loss_clean", "head=probe"]
     assert row.note == "of 50 images"
-    assert (row.columns["solver"], row.columns["feature"]) == ("lbfgs", "embedding")
+    assert (row.columns["solver"], row.columns["feature"]) == ("logistic", "embedding")
     assert rows["loss_spliced", "head=probe"].note == ""
     published = LinearHead(W_DC.double(), torch.zeros(C).double(), "published", ("cls", "patches"))
     columns = rows_of(topk_sae(), readouts=[published])["loss_clean", ""].columns

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saebench.probe.logistic import Solution, scores, solve
+from saebench.probe.logistic import TOLERANCE, Solution, scores, solve
 from saebench.probe.rows import Rows
 
 PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
@@ -38,7 +38,14 @@ class Probe:
     absent: int
 
 
-def fit_probe(rows: Rows, held_n: Tensor, n_classes: int, *, refit: bool = True) -> Probe:
+def fit_probe(
+    rows: Rows,
+    held_n: Tensor,
+    n_classes: int,
+    *,
+    refit: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Probe:
     """Fit a probe: λ by the rows of held_n [n] bool, then all rows with it.
 
     refit: whether the held join the last fit; where not, the fit is of the others alone, which
@@ -50,7 +57,7 @@ def fit_probe(rows: Rows, held_n: Tensor, n_classes: int, *, refit: bool = True)
     if seen.n and unseen.n:
         start = None
         for candidate in PENALTIES:
-            start = solve(seen, n_classes, candidate, start)
+            start = solve(seen, n_classes, candidate, start, tolerance=tolerance)
             evaluations += start.evaluations
             found, right = scores(unseen, start)
             if best is not None and found >= loss:
@@ -59,7 +66,7 @@ def fit_probe(rows: Rows, held_n: Tensor, n_classes: int, *, refit: bool = True)
     fitted, last = seen, best
     if refit or last is None:
         fitted = rows if refit else seen
-        last = solve(fitted, n_classes, penalty, best)
+        last = solve(fitted, n_classes, penalty, best, tolerance=tolerance)
         evaluations += last.evaluations
     loss_train, accuracy_train = scores(fitted, last)
     W_dc = last.W_dc / rows.scale
