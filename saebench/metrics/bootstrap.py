@@ -35,7 +35,16 @@ _CDF = np.array(  # ⌊2^64 · P(Poisson(1) ≤ k)⌋, k = 0 … 19; beyond, les
 
 def poisson_weights(dataset: str, ids: Sequence[str], replicates: int = REPLICATES) -> np.ndarray:
     """[b R] float64, whole numbers: how often each replicate holds each image."""
-    keys_b = np.array([_key(dataset, image) for image in ids], dtype=np.uint64)
+    return weights_of(image_keys(dataset, ids), replicates)
+
+
+def image_keys(dataset: str, ids: Sequence[str]) -> np.ndarray:
+    """[b] uint64: all that the weights of an image depend on, so that they can be made later."""
+    return np.array([_key(dataset, image) for image in ids], dtype=np.uint64)
+
+
+def weights_of(keys_b: np.ndarray, replicates: int = REPLICATES) -> np.ndarray:
+    """[b R] float64: the weights of the images of these keys."""
     steps_r = np.arange(1, replicates + 1, dtype=np.uint64) * _GOLDEN
     bits_br = _mixed(keys_b[:, None] + steps_r)
     return np.searchsorted(_CDF, bits_br, side="right").astype(np.float64)

@@ -1,0 +1,167 @@
+"""Which rows a unit of `linear_probe` has: for each the metric, the score, and what stands beside.
+
+One row a metric for each probe and measure, and beside it those that are not the default: another
+pooling of the codes, and the levels above the classes. A row that cannot be measured says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saebench.metrics.probing import Score, What
+from saebench.metrics.substitution import TOP_K
+from saebench.probing.features import Pooling
+from saebench.probing.probes import Fitted, Probes
+
+KS = (1, 2, 5, 10, 20, 50, 100)  # latents of the k-sparse probes
+SCORES = "ridge scores are no probabilities"
+SUFFIX: Mapping[What, str] = {"accuracy": "", "top5": "_top5", "macro": "_macro"}
+EVERY: tuple[What, ...] = ("accuracy", "top5", "macro", "loss")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row. why: that there is no value; '' where there is one. baseline: of a difference."""
+
+    metric: str
+    score: Score
+    why: str = ""
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def baseline(self) -> Score | None:
+        return Score(self.score.what, self.score.than) if self.score.than else None
+
+
+@dataclass(frozen=True)
+class _Names:
+    """A probe's metrics: its accuracy and loss, and how much these are more than those of x."""
+
+    accuracy: str
+    loss: str = ""
+    delta: str = ""
+    increase: str = ""
+    whats: tuple[What, ...] = EVERY
+
+    def of(self, what: What) -> tuple[str, str]:
+        """The metric, and that of the difference; '' where there is none."""
+        if what == "loss":
+            return self.loss, self.increase
+        return self.accuracy.format(SUFFIX[what]), self.delta.format(SUFFIX[what])
+
+
+def _names(who: str) -> _Names:
+    less = who.removeprefix("xhat_")
+    return _Names(
+        f"probe_accuracy_{who}{{}}",
+        f"probe_loss_{who}",
+        "" if who == "x" else f"probe_delta_{less}{{}}",
+        "" if who == "x" else f"probe_loss_increase_{less}",
+    )
+
+
+def _sparse_names(k: int) -> _Names:
+    return _Names(
+        f"sparse_probe_accuracy_k{k}{{}}",
+        f"sparse_probe_loss_k{k}",
+        f"sparse_probe_delta_k{k}{{}}",
+        f"sparse_probe_loss_increase_k{k}",
+    )
+
+
+_TREE = _Names("tree_accuracy_codes{}", delta="tree_delta_codes{}", whats=("accuracy", "macro"))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a unit's probes. scores: they give no log-odds. no_xhat: why there is no x̂.
+
+    n_latents: of the codes that the probes read.
+    """
+
+    probes: Probes
+    scores: bool
+    no_xhat: str
+    n_latents: int
+
+    def __iter__(self) -> Iterator[Asked]:
+        probes = self.probes
+        yield from self._of(_names("x"), "x", probes.x, levels=True)
+        yield from self._of(
+            _names("xhat_frozen"), "xhat_frozen", probes.x, self.no_xhat, levels=True
+        )
+        refit, why = probes.xhat, self.no_xhat or "no probe was fitted on the reconstructions"
+        yield from self._of(_names("xhat_refit"), "xhat_refit", refit, why, levels=True)
+        yield from self._of_codes()
+        for k in KS:
+            few = f"there are only {self.n_latents} latents" if k > self.n_latents else ""
+            why = self.no_codes or few or f"no probe of {k} latents was fitted"
+            fitted = probes.sparse.get(k)
+            yield from self._of(_sparse_names(k), f"k{k}", fitted, why, pooling=self.pooling)
+        tree = Fitted(probes.x.W_dc, probes.x.b_c) if probes.tree is not None else None
+        why = self.no_codes or "no tree was fitted"
+        yield from self._of(_TREE, "tree", tree, why, pooling=self.pooling)
+
+    @property
+    def no_codes(self) -> str:
+        return self.probes.missing.get("codes", "")
+
+    @property
+    def pooling(self) -> Pooling:
+        """The default one."""
+        return next(iter(self.probes.codes), None) or self.probes.feature.poolings[0]
+
+    def _of_codes(self) -> Iterator[Asked]:
+        names, why = _names("codes"), self.no_codes or "no probe was fitted on the codes"
+        for pooling in self.probes.codes or (self.pooling,):
+            usual, fitted = pooling == self.pooling, self.probes.codes.get(pooling)
+            slot, variant = f"codes/{pooling}", {} if usual else {"pooling": pooling}
+            more = {"pooling": pooling, "levels": usual, "variant": variant}
+            yield from self._of(names, slot, fitted, why, **more)
+
+    def _of(
+        self,
+        names: _Names,
+        slot: str,
+        fitted: Fitted | None,
+        why: str = "",
+        *,
+        levels: bool = False,
+        pooling: str = "",
+        variant: Mapping[str, Any] | None = None,
+    ) -> Iterator[Asked]:
+        """Rows of one probe. why: that there is none, where there is none."""
+        absent = why if fitted is None or (why and slot == "xhat_frozen") else ""
+        columns = {
+            **(fitted.columns if fitted else {}),
+            **({"pooling": pooling} if pooling else {}),
+        }
+        given = {**(fitted.variant if fitted else {}), **(variant or {})}
+        note = fitted.note if fitted else ""
+        for level in ("", *(self.probes.taxonomy if levels else ())):
+            at, own = (f"@{level}", {**given, "level": level}) if level else ("", given)
+            for what in ("accuracy", "loss") if level else names.whats:
+                unmeasured = absent or self._unmeasured(what, level)
+                metric, difference = names.of(what)
+                if metric:
+                    score = Score(what, slot + at)
+                    yield Asked(metric, score, unmeasured, own, columns, note)
+                if difference:
+                    score = Score(what, slot + at, "x" + at)
+                    yield Asked(difference, score, unmeasured, own, columns, note)
+
+    def _unmeasured(self, what: What, level: str) -> str:
+        if what == "top5" and self.probes.n_classes <= TOP_K:
+            return f"there are only {self.probes.n_classes} classes"
+        return SCORES if self.scores and (level or what == "loss") else ""
+
+
+def scores_of(rows: Sequence[Asked]) -> list[Score]:
+    """What has to be evaluated for these rows."""
+    measured = [row for row in rows if not row.why]
+    baselines = [row.baseline for row in measured if row.baseline]
+    return list(dict.fromkeys([*(row.score for row in measured), *baselines]))
