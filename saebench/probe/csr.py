@@ -2,11 +2,11 @@
 
     x̃ = (z − μ)/s        x̃ W = Z W/s − 1 (μᵀW)/s        x̃ᵀR = ZᵀR/s − μ (1ᵀR)/s
 
-μ [d] the mean of the rows, s the root mean square of z − μ over all n·d entries, zeros included. The
-mean is taken off implicitly: a large dictionary is never dense. Z W is a weighted sum of rows of W
-for each image, ZᵀR one of rows of R for each latent, from a second copy of the codes by latent; both
-are gathers (embedding_bag), twice as fast as sparse matrix products on a CPU, and the same from run
-to run on a GPU. Where most codes are not zero, matrix products are faster: they are kept dense.
+μ [d] the mean of the rows, s the root mean square of z − μ over all n·d entries, zeros included.
+The mean is taken off implicitly: a large dictionary is never dense. Z W is a weighted sum of rows
+of W for each image, ZᵀR one of rows of R for each latent, from a second copy of the codes, by
+latent. Both are gathers (embedding_bag), twice as fast as sparse matrix products on a CPU, and the
+same from run to run on a GPU. Where many codes are not zero, dense products are faster, and used.
 """
 
 from __future__ import annotations
