@@ -9,6 +9,7 @@ from saebench.calibrate import Place
 from saebench.data import Dataset
 from saebench.images import rebased
 from saebench.loading import Loaded
+from saebench.probing.probes import Probes
 from saebench.readouts import Readouts
 from saebench.splice import policy_kinds
 from saebench.task import Context
@@ -21,10 +22,11 @@ def context_of(
     backbone: Backbone,
     dataset: Dataset,
     readouts: Readouts | None,
+    probes: Probes | None,
     *,
     seed: int,
 ) -> Context:
-    """The context of a unit. readouts: where its task needs them."""
+    """The context of a unit. readouts, probes: where its task needs them."""
     place, coder = loaded.places[unit.coder], loaded.coders[unit.coder]
     member, layout = loaded.member(unit.coder), backbone.spec.sites[place.site].kinds
     on_backbone = not (unit.coder.members or loaded.parents.get(unit.coder))
@@ -71,6 +73,7 @@ def context_of(
         options=unit.options,
         readouts=readouts.heads if readouts else (),
         captions=readouts.captions if readouts else None,
+        probes=probes,
         sees=sees,
         foreign=foreign,
         refused=refused,

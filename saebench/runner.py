@@ -30,6 +30,8 @@ from saebench.fit import Fitter
 from saebench.images import Images
 from saebench.loading import Loaded, load_coders
 from saebench.plan import Group, Wave
+from saebench.probing.collect import Collector
+from saebench.probing.prober import Probing
 from saebench.reading import Reading
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
@@ -94,6 +96,7 @@ class GroupRun:
             )
             self.reading = Reading(self.backbone, self.dataset, source)
             self.tiles = Tiles(TILE_BYTES, self.config.batch_size)
+            self.probing = self._probing()
             for wave in self.group.waves:
                 failed += self._wave(wave)
                 waiting = [unit for unit in waiting if unit not in wave.units]
@@ -108,6 +111,21 @@ class GroupRun:
             if self.bad is not None:
                 self.bad.report()
         return failed
+
+    def _probing(self) -> Probing:
+        collector = Collector(
+            self.backbone,
+            self.dataset,
+            self.group.source,
+            self.store,
+            self.config.dtype,
+            self.tiles,
+            self.workers,
+            self.config.bad_images,
+            on_images=self.watch.train_images,
+            on_bad=self.evaluation.bad.add,
+        )
+        return Probing(collector, self.config.seed, self.watch.say)
 
     def _n_passes(self) -> int:
         return self.group.source.n_images * len(self.group.waves)
@@ -137,8 +155,10 @@ class GroupRun:
         )
         self.evaluation.means.update(loaded.means)
         self.reading.prepare(wave.units, fitter)
+        self.probing.prepare(wave.units, loaded)
         for unit in wave.units:
-            if error := loaded.errors.get(unit.coder) or self.reading.error(unit):
+            error = loaded.errors.get(unit.coder) or self.reading.error(unit)
+            if error := error or self.probing.error(unit):
                 self._fail(unit, error)
                 failed[unit] = None
         started = time.perf_counter()
@@ -237,8 +257,15 @@ class GroupRun:
 
     def _started(self, unit: Unit, loaded: Loaded) -> Task:
         task = unit.task()
-        readouts = self.reading.of(unit)
-        ctx = context_of(unit, loaded, self.backbone, self.dataset, readouts, seed=self.config.seed)
+        ctx = context_of(
+            unit,
+            loaded,
+            self.backbone,
+            self.dataset,
+            self.reading.of(unit),
+            self.probing.of(unit),
+            seed=self.config.seed,
+        )
         task.start(ctx)
         return task
 

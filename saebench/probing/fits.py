@@ -1,0 +1,291 @@
+"""The probes of one unit, fitted on what was collected of train images: each an artifact.
+
+    x        on clean features; the frozen probe is this one, and all coders there share it
+    xhat     on reconstructions
+    codes    on the codes of an image, by pooling
+    sparse   on the k latents that tell classes apart best, k in SPARSE, on codes of the default
+             pooling, ranked on the train images that are not held back
+    tree     a decision tree on the best of the same ranking, and
+    single   the best single latent of each class: on all images that the last fit of a probe sees
+
+All by the same split and solver, over features centred by their own train mean and divided by one
+scalar. A dictionary so large that a probe of it would have more than LARGEST coefficients (with
+ridge, of more than BEST latents) is read by its BEST best-ranked latents: a variant, which says so.
+Features of up to IN_MEMORY bytes are fitted in memory, more from the files they lie in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.codes import Codes
+from saebench.heads import PROBE
+from saebench.moving import moved
+from saebench.probe import DenseRows, Probe, Rows, fit_probe
+from saebench.probe.csr import CsrRows
+from saebench.probe.mapped import MappedRows
+from saebench.probe.ranking import rank_latents
+from saebench.probe.ridge import fit_ridge
+from saebench.probe.single import SingleLatents, fit_single
+from saebench.probe.tree import Tree, fit_tree
+from saebench.probing.collected import Asked, Collected
+from saebench.probing.features import Pooling
+from saebench.probing.probes import Fitted, Probes, only
+from saebench.probing.sample import Sample
+from saebench.probing.stored import arrays_of, fitted_of, on_device
+from saebench.store import Store
+from saebench.task import variant_string
+
+SPARSE = (1, 2, 5, 10, 20, 50, 100)
+BEST = 4096  # latents that a probe of a large dictionary is limited to
+LARGEST = 2**26  # coefficients of a probe of codes
+IN_MEMORY = 2**31  # bytes of features
+
+T = TypeVar("T")
+
+
+class Missing(Exception):
+    """An artifact that the store does not have, while there is nothing to fit it on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """The probes that a unit asks for. d_codes: latents of an image's codes.
+
+    keys: `x`, `xhat`, `codes` -> everything that can change these features. missing: `xhat` or
+    `codes` -> why there are none of them.
+    """
+
+    asked: Asked
+    sample: Sample
+    n_classes: int
+    d_codes: int
+    solver: str
+    seed: int
+    keys: Mapping[str, Mapping[str, Any]]
+    missing: dict[str, str] = field(default_factory=dict)
+    label: str = ""
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    taxonomy: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def restricted(self) -> bool:
+        """Whether its dictionary is too large for a probe of all of it."""
+        large = self.solver == "ridge" or self.d_codes * self.n_classes > LARGEST
+        return large and self.d_codes > BEST
+
+
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """Makes the probes of a unit: out of the store alone, or where they are not, of `collected`."""
+
+    wanted: Wanted
+    store: Store
+    device: torch.device
+    collected: Collected | None = None
+    say: Callable[[str], None] = lambda text: None
+    _held: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def probes(self) -> Probes:
+        """All of them. Errors: Missing where one is neither there nor to be fitted."""
+        wanted, feature = self.wanted, self.wanted.asked.feature
+        x = self._dense("x")
+        xhat = None if "xhat" in wanted.missing else self._dense("xhat")
+        codes: dict[Pooling, Fitted] = {}
+        sparse: dict[int, Fitted] = {}
+        tree = single = None
+        if "codes" not in wanted.missing:
+            usual, *others = feature.poolings
+            found = {pooling: self._codes(pooling) for pooling in (*others, usual)}
+            codes = {pooling: found[pooling] for pooling in feature.poolings}
+            sparse = {k: self._sparse(usual, k) for k in SPARSE if k <= wanted.d_codes}
+            tree, single = self._tree(usual), self._single(usual)
+        return Probes(
+            feature,
+            wanted.label,
+            wanted.n_classes,
+            x,
+            xhat,
+            codes,
+            sparse,
+            tree,
+            single,
+            wanted.missing,
+            {"feature": feature.name, "n_train": self._n_train},
+            wanted.variant,
+            wanted.taxonomy,
+        )
+
+    # What is fitted
+
+    def _dense(self, what: Literal["x", "xhat"]) -> Fitted:
+        def fit(device: torch.device) -> Probe:
+            return self._solved(self._features(what, device))
+
+        arrays = self._get("probe_dense", what, {}, lambda: arrays_of(on_device(self.device, fit)))
+        return self._fitted(arrays)
+
+    def _codes(self, pooling: Pooling) -> Fitted:
+        restricted = self.wanted.restricted
+
+        def fit(device: torch.device) -> Mapping[str, np.ndarray]:
+            codes = self._pooled(pooling)
+            latents_k = self._ranked(pooling)[:BEST].sort().values if restricted else None
+            codes = (codes if latents_k is None else only(codes, latents_k)).to(device)
+            parts = codes.offsets_n1, codes.indices_m, codes.values_m
+            rows = CsrRows.of(*parts, codes.d_sae, self._labels.to(device))
+            return arrays_of(self._solved(rows), latents_k)
+
+        fields = {"pooling": pooling, "latents": BEST if restricted else None}
+        arrays = self._get("probe_codes", "codes", fields, lambda: on_device(self.device, fit))
+        return self._fitted(arrays, {"latents": BEST} if restricted else {})
+
+    def _sparse(self, pooling: Pooling, k: int) -> Fitted:
+        def fit(device: torch.device) -> Mapping[str, np.ndarray]:
+            latents_k = self._ranked(pooling)[:k]
+            z_nk = only(self._pooled(pooling), latents_k).dense().to(device)
+            rows = DenseRows.of(z_nk, self._labels.to(device))
+            return arrays_of(self._solved(rows), latents_k)
+
+        fields = {"pooling": pooling, "k": k}
+        return self._fitted(
+            self._get("probe_sparse", "codes", fields, lambda: on_device(self.device, fit))
+        )
+
+    def _tree(self, pooling: Pooling) -> Tree:
+        def fit() -> Mapping[str, np.ndarray]:
+            codes, labels_n, c = self._of_last_fit(pooling)
+            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae, labels_n, c
+            return fit_tree(*parts, self._ranked(pooling), seed=self.wanted.seed).arrays()
+
+        fields = {"pooling": pooling, "seed": self.wanted.seed}
+        return moved(Tree.of(self._get("probe_tree", "codes", fields, fit)), self.device)
+
+    def _single(self, pooling: Pooling) -> SingleLatents:
+        def fit() -> Mapping[str, np.ndarray]:
+            codes, labels_n, c = self._of_last_fit(pooling)
+            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae, labels_n, c
+            return fit_single(*parts).arrays()
+
+        arrays = self._get("probe_single", "codes", {"pooling": pooling}, fit)
+        return moved(SingleLatents.of(arrays), self.device)
+
+    def _solved(self, rows: Rows) -> Probe:
+        wanted = self.wanted
+        fit = fit_ridge if wanted.solver == "ridge" else fit_probe
+        held_n = self._held_n.to(rows.device)
+        return fit(rows, held_n, wanted.n_classes, refit=wanted.sample.refit)
+
+    def _fitted(
+        self, arrays: Mapping[str, np.ndarray], variant: Mapping[str, Any] | None = None
+    ) -> Fitted:
+        return fitted_of(
+            arrays,
+            solver=self.wanted.solver,
+            n_train=self._n_train,
+            device=self.device,
+            variant=variant,
+        )
+
+    # What it is fitted on
+
+    @property
+    def _there(self) -> Collected:
+        if self.collected is None:
+            raise Missing
+        return self.collected
+
+    @property
+    def _labels(self) -> Tensor:
+        return torch.from_numpy(self.wanted.sample.labels[self._there.present])
+
+    @property
+    def _held_n(self) -> Tensor:
+        return torch.from_numpy(self.wanted.sample.held[self._there.present])
+
+    @property
+    def _n_train(self) -> int:
+        """Images that the last fit of a probe sees."""
+        sample = self.wanted.sample
+        present = slice(None) if self.collected is None else self.collected.present
+        held = sample.held[present]
+        return len(held) if sample.refit else int((~held).sum())
+
+    def _features(self, what: Literal["x", "xhat"], device: torch.device) -> Rows:
+        parts = self._there.dense(self.wanted.asked, what)
+        if sum(part.nbytes for part in parts) > IN_MEMORY:
+            return MappedRows.of(parts, self._labels, device=device)
+        x_nd = torch.from_numpy(np.concatenate(parts)).to(device)
+        return DenseRows.of(x_nd, self._labels.to(device))
+
+    def _pooled(self, pooling: Pooling) -> Codes:
+        """Codes of all images, kept until those of another pooling are asked for."""
+        if f"codes {pooling}" not in self._held:
+            self._held.clear()
+            parts = self._there.codes(self.wanted.asked, pooling)
+            self._held[f"codes {pooling}"] = Codes(self.wanted.d_codes, *parts)
+        return self._held[f"codes {pooling}"]
+
+    def _of_last_fit(self, pooling: Pooling) -> tuple[Codes, Tensor, int]:
+        """Codes, labels and number of classes of the images that the last fit of a probe sees."""
+        codes, labels_n = self._pooled(pooling), self._labels
+        if not self.wanted.sample.refit:
+            codes, labels_n = _rows(codes, ~self._held_n), labels_n[~self._held_n]
+        return codes, labels_n, self.wanted.n_classes
+
+    def _ranked(self, pooling: Pooling) -> Tensor:
+        """[d] int64: latents, the best first, by the images that are not held back."""
+        if f"ranked {pooling}" not in self._held:
+            codes, seen_n = _rows(self._pooled(pooling), ~self._held_n), ~self._held_n
+            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae
+            ranked = rank_latents(*parts, self._labels[seen_n], self.wanted.n_classes)
+            self._held[f"ranked {pooling}"] = ranked
+        return self._held[f"ranked {pooling}"]
+
+    # Where it is kept, and where computed
+
+    def _get(
+        self,
+        kind: str,
+        what: str,
+        fields: Mapping[str, Any],
+        build: Callable[[], Mapping[str, np.ndarray]],
+    ) -> Mapping[str, np.ndarray]:
+        """The arrays of a fit, out of the store where they are. Errors: Missing."""
+        wanted, collected = self.wanted, self.collected
+        key = {
+            "features": wanted.keys[what],
+            "sample": wanted.sample.key,
+            "probe": PROBE,
+            "solver": wanted.solver,
+            "classes": wanted.n_classes,
+            **fields,
+        }
+        if collected is None:
+            found = self.store.find(kind, key)
+            if found is None:
+                raise Missing
+            return found.arrays
+        if collected.left_out:
+            key["left_out"] = collected.left_out
+
+        def told() -> Mapping[str, np.ndarray]:
+            more = variant_string({name: value for name, value in fields.items() if value})
+            self.say(f"{kind.replace('_', ' ')} of {what}{' · ' if more else ''}{more}")
+            return build()
+
+        return self.store.get(kind, key, told).arrays
+
+
+def _rows(codes: Codes, keep_n: Tensor) -> Codes:
+    """The codes of some images. keep_n: bool."""
+    kept_m = keep_n[codes.rows_m]
+    counts_n = codes.l0_n()[keep_n]
+    offsets_n1 = torch.nn.functional.pad(counts_n.cumsum(0), (1, 0))
+    return Codes(codes.d_sae, offsets_n1, codes.indices_m[kept_m], codes.values_m[kept_m])
