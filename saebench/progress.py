@@ -21,6 +21,7 @@ from saebench.activation_size import size_line
 from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
 from saebench.bars import stepping_aside
 from saebench.plan import Group, Plan
+from saebench.probing.size import probe_line
 from saebench.registry import Registry
 from saebench.report import print_tables
 from saebench.runconfig import RunConfig
@@ -84,8 +85,10 @@ def run_with_progress(config: RunConfig, console: Console, messages: Console) ->
     if config.dry_run:
         plan = plan_run(config)
         print_plan(plan, console)
+        registry = Registry.load(config.registry)
         if config.store == "tokens":
-            line = size_line(plan, Registry.load(config.registry))
+            console.print(size_line(plan, registry), markup=False, soft_wrap=True)
+        if line := probe_line(plan, registry):
             console.print(line, markup=False, soft_wrap=True)
         return 1 if plan.refused else 0
     started = time.perf_counter()
