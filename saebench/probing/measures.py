@@ -17,6 +17,7 @@ from saebench.probing.probes import Fitted, Probes
 
 KS = (1, 2, 5, 10, 20, 50, 100)  # latents of the k-sparse probes
 SCORES = "ridge scores are no probabilities"
+_NONE: Mapping[str, Any] = {}
 SUFFIX: Mapping[What, str] = {"accuracy": "", "top5": "_top5", "macro": "_macro"}
 EVERY: tuple[What, ...] = ("accuracy", "top5", "macro", "loss")
 
@@ -89,22 +90,19 @@ class Rows:
     n_latents: int
 
     def __iter__(self) -> Iterator[Asked]:
-        probes = self.probes
-        yield from self._of(_names("x"), "x", probes.x, levels=True)
-        yield from self._of(
-            _names("xhat_frozen"), "xhat_frozen", probes.x, self.no_xhat, levels=True
-        )
-        refit, why = probes.xhat, self.no_xhat or "no probe was fitted on the reconstructions"
-        yield from self._of(_names("xhat_refit"), "xhat_refit", refit, why, levels=True)
+        probes, no_xhat = self.probes, self.no_xhat
+        yield from self._of(_names("x"), "x", probes.x, "", levels=True)
+        yield from self._of(_names("xhat_frozen"), "xhat_frozen", probes.x, no_xhat, levels=True)
+        why = no_xhat or _unless(probes.xhat, "no probe was fitted on the reconstructions")
+        yield from self._of(_names("xhat_refit"), "xhat_refit", probes.xhat, why, levels=True)
         yield from self._of_codes()
         for k in KS:
-            few = f"there are only {self.n_latents} latents" if k > self.n_latents else ""
-            why = self.no_codes or few or f"no probe of {k} latents was fitted"
-            fitted = probes.sparse.get(k)
+            fitted, few = probes.sparse.get(k), f"there are only {self.n_latents} latents"
+            usual = few if k > self.n_latents else f"no probe of {k} latents was fitted"
+            why = self.no_codes or _unless(fitted, usual)
             yield from self._of(_sparse_names(k), f"k{k}", fitted, why, pooling=self.pooling)
-        tree = Fitted(probes.x.W_dc, probes.x.b_c) if probes.tree is not None else None
-        why = self.no_codes or "no tree was fitted"
-        yield from self._of(_TREE, "tree", tree, why, pooling=self.pooling)
+        why = self.no_codes or _unless(probes.tree, "no tree was fitted")
+        yield from self._of(_TREE, "tree", None, why, pooling=self.pooling)
 
     @property
     def no_codes(self) -> str:
@@ -116,31 +114,30 @@ class Rows:
         return next(iter(self.probes.codes), None) or self.probes.feature.poolings[0]
 
     def _of_codes(self) -> Iterator[Asked]:
-        names, why = _names("codes"), self.no_codes or "no probe was fitted on the codes"
         for pooling in self.probes.codes or (self.pooling,):
-            usual, fitted = pooling == self.pooling, self.probes.codes.get(pooling)
-            slot, variant = f"codes/{pooling}", {} if usual else {"pooling": pooling}
-            more = {"pooling": pooling, "levels": usual, "variant": variant}
-            yield from self._of(names, slot, fitted, why, **more)
+            fitted, usual = self.probes.codes.get(pooling), pooling == self.pooling
+            why = self.no_codes or _unless(fitted, "no probe was fitted on the codes")
+            more: Any = {"pooling": pooling, "levels": usual}
+            more["variant"] = {} if usual else {"pooling": pooling}
+            yield from self._of(_names("codes"), f"codes/{pooling}", fitted, why, **more)
 
     def _of(
         self,
         names: _Names,
         slot: str,
         fitted: Fitted | None,
-        why: str = "",
+        absent: str,
         *,
         levels: bool = False,
         pooling: str = "",
-        variant: Mapping[str, Any] | None = None,
+        variant: Mapping[str, Any] = _NONE,
     ) -> Iterator[Asked]:
-        """Rows of one probe. why: that there is none, where there is none."""
-        absent = why if fitted is None or (why and slot == "xhat_frozen") else ""
+        """Rows of one probe. absent: why there is none."""
         columns = {
             **(fitted.columns if fitted else {}),
             **({"pooling": pooling} if pooling else {}),
         }
-        given = {**(fitted.variant if fitted else {}), **(variant or {})}
+        given = {**(fitted.variant if fitted else {}), **variant}
         note = fitted.note if fitted else ""
         for level in ("", *(self.probes.taxonomy if levels else ())):
             at, own = (f"@{level}", {**given, "level": level}) if level else ("", given)
@@ -158,6 +155,10 @@ class Rows:
         if what == "top5" and self.probes.n_classes <= TOP_K:
             return f"there are only {self.probes.n_classes} classes"
         return SCORES if self.scores and (level or what == "loss") else ""
+
+
+def _unless(fitted: object | None, why: str) -> str:
+    return why if fitted is None else ""
 
 
 def scores_of(rows: Sequence[Asked]) -> list[Score]:
