@@ -110,6 +110,9 @@ class CsrRows:
 
     def columns(self, latents_k: Tensor) -> DenseRows:
         """Some latents, in the order given: rows of their own, with their own mean and spread."""
+        return DenseRows.of(self._columns(latents_k), self.y_n, self.dtype)
+
+    def _columns(self, latents_k: Tensor) -> Tensor:
         place_d = torch.full((self.d,), -1, device=self.device)
         place_d[latents_k] = torch.arange(len(latents_k), device=self.device)
         z_nk = self.values_m.new_zeros(self.n, len(latents_k))
@@ -118,7 +121,7 @@ class CsrRows:
             row_e, place_e = _row_of(offsets_m1, latents_e), place_d[latents_e]
             kept_e = place_e >= 0
             z_nk[begin + row_e[kept_e], place_e[kept_e]] = values_e[kept_e]
-        return DenseRows.of(z_nk, self.y_n, self.dtype)
+        return z_nk
 
     def _rows(self, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
         """Offsets, latents and values of successive rows."""
@@ -131,10 +134,10 @@ class CsrRows:
     @cached_property
     def _dense(self) -> DenseRows | None:
         """All latents, where so many codes are not zero that it is faster."""
-        if len(self.indices_m) < DENSE * self.n * self.d or not self.d:
+        if len(self.indices_m) <= DENSE * self.n * self.d:
             return None
-        found = self.columns(torch.arange(self.d, device=self.device))
-        return replace(found, mean_d=self.mean_d, scale=self.scale)
+        z_nd = self._columns(torch.arange(self.d, device=self.device))
+        return DenseRows(z_nd, self.y_n, self.mean_d, self.scale, self.dtype)
 
     @cached_property
     def _blocks(self) -> list[CsrBlock]:
@@ -143,8 +146,7 @@ class CsrRows:
 
     def _block(self, begin: int, end: int) -> CsrBlock:
         offsets_m1, latents_e, values_e = self._rows(begin, end)
-        order_e = latents_e.int().argsort(stable=True)
-        sorted_e = latents_e[order_e]
+        sorted_e, order_e = latents_e.int().sort(stable=True)
         every_d1 = torch.arange(self.d + 1, dtype=sorted_e.dtype, device=self.device)
         values_e = values_e.to(self.dtype)
         return CsrBlock(
@@ -152,8 +154,8 @@ class CsrRows:
             latents_e,
             values_e,
             torch.searchsorted(sorted_e, every_d1, out_int32=True),
-            _row_of(offsets_m1, latents_e)[order_e].int(),
-            values_e[order_e] / self.scale,
+            _row_of(offsets_m1, latents_e).int().index_select(0, order_e),
+            values_e.index_select(0, order_e) / self.scale,
             (self.mean_d / self.scale).to(self.dtype),
             self.scale,
             self.y_n[begin:end],

@@ -105,7 +105,7 @@ def fit_tree(
     leaf = grown.children_left < 0
     own = np.arange(grown.node_count)
     nodes = {
-        "latent_m": np.where(leaf, -1, latents[grown.feature]),
+        "latent_m": np.where(leaf, -1, latents[np.maximum(grown.feature, 0)]),
         "threshold_m": _rounded_down(grown.threshold),
         "left_m": np.where(leaf, own, grown.children_left),
         "right_m": np.where(leaf, own, grown.children_right),
