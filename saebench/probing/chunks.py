@@ -111,7 +111,7 @@ class Collecting:
             return []  # not one of its images decodes
         left = []
         for job in self.jobs.values():
-            if any(self._is_of(unit, job) for unit in job.units) and (chunk, job) not in self.found:
+            if self._is_read(job) and (chunk, job) not in self.found:
                 table = job.find(self.tables, self._fields(chunk, job))
                 if table is None:
                     left.append(job)
@@ -122,6 +122,9 @@ class Collecting:
     def _is_of(self, unit: Unit, job: Job) -> bool:
         """Whether a unit still reads a table."""
         return unit not in self.errors and job.what not in self.missing[unit]
+
+    def _is_read(self, job: Job) -> bool:
+        return any(self._is_of(unit, job) for unit in job.units)
 
     def _fields(self, chunk: Chunk, job: Job) -> dict[str, Any]:
         """What identifies the table of a chunk."""
@@ -219,6 +222,8 @@ class Collecting:
                 continue
             for filling in of_coder:
                 units = filling.job.units
+                if not self._is_read(filling.job):
+                    continue  # what came before it in this loop has failed
                 try:
                     filling.append(batch, places)
                 except WriteError as error:
@@ -230,7 +235,7 @@ class Collecting:
                 except Exception as error:
                     self._fail(units, error)
         for job in list(fillings):
-            if not any(self._is_of(unit, job) for unit in job.units):
+            if not self._is_read(job):
                 fillings.pop(job).writer.drop()
 
     def _fail(self, units: Sequence[Unit], error: Exception) -> None:
