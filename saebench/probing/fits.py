@@ -16,6 +16,7 @@ Features of up to IN_MEMORY bytes are fitted in memory, more from the files they
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -24,11 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.codes import Codes
 from saebench.heads import PROBE
 from saebench.moving import moved
 from saebench.probe import DenseRows, Probe, Rows, fit_probe
-from saebench.probe.csr import CsrRows
 from saebench.probe.mapped import MappedRows
 from saebench.probe.ranking import rank_latents
 from saebench.probe.ridge import fit_ridge
@@ -36,9 +35,10 @@ from saebench.probe.single import SingleLatents, fit_single
 from saebench.probe.tree import Tree, fit_tree
 from saebench.probing.collected import Asked, Collected
 from saebench.probing.features import Pooling
-from saebench.probing.probes import Fitted, Probes, only
+from saebench.probing.probes import Fitted, Probes
 from saebench.probing.sample import Sample
 from saebench.probing.stored import arrays_of, fitted_of, on_device
+from saebench.probing.train_codes import TrainCodes
 from saebench.store import Store
 from saebench.task import variant_string
 
@@ -90,7 +90,7 @@ class Fits:
     device: torch.device
     collected: Collected | None = None
     say: Callable[[str], None] = lambda text: None
-    _held: dict[str, Any] = field(default_factory=dict, repr=False)
+    _rankings: dict[Pooling, Tensor] = field(default_factory=dict, repr=False)
 
     def probes(self) -> Probes:
         """All of them. Errors: Missing where one is neither there nor to be fitted."""
@@ -101,9 +101,8 @@ class Fits:
         sparse: dict[int, Fitted] = {}
         tree = single = None
         if "codes" not in wanted.missing:
-            usual, *others = feature.poolings
-            found = {pooling: self._codes(pooling) for pooling in (*others, usual)}
-            codes = {pooling: found[pooling] for pooling in feature.poolings}
+            usual = feature.poolings[0]
+            codes = {pooling: self._codes(pooling) for pooling in feature.poolings}
             sparse = {k: self._sparse(usual, k) for k in SPARSE if k <= wanted.d_codes}
             tree, single = self._tree(usual), self._single(usual)
         return Probes(
@@ -135,12 +134,12 @@ class Fits:
         restricted = self.wanted.restricted
 
         def fit(device: torch.device) -> Mapping[str, np.ndarray]:
-            codes = self._pooled(pooling)
-            latents_k = self._ranked(pooling)[:BEST].sort().values if restricted else None
-            codes = (codes if latents_k is None else only(codes, latents_k)).to(device)
-            parts = codes.offsets_n1, codes.indices_m, codes.values_m
-            rows = CsrRows.of(*parts, codes.d_sae, self._labels.to(device))
-            return arrays_of(self._solved(rows), latents_k)
+            codes, latents_k = self._train_codes(pooling), None
+            if restricted:
+                latents_k = self._ranked(pooling)[:BEST].sort().values
+                folder = self.store.root if os.access(self.store.root, os.W_OK) else None
+                codes = codes.only(latents_k, folder)
+            return arrays_of(self._solved(codes.rows(self._labels, device)), latents_k)
 
         fields = {"pooling": pooling, "latents": BEST if restricted else None}
         arrays = self._get("probe_codes", "codes", fields, lambda: on_device(self.device, fit))
@@ -149,8 +148,7 @@ class Fits:
     def _sparse(self, pooling: Pooling, k: int) -> Fitted:
         def fit(device: torch.device) -> Mapping[str, np.ndarray]:
             latents_k = self._ranked(pooling)[:k]
-            z_nk = only(self._pooled(pooling), latents_k).dense().to(device)
-            rows = DenseRows.of(z_nk, self._labels.to(device))
+            rows = self._train_codes(pooling).columns(latents_k, self._labels, device)
             return arrays_of(self._solved(rows), latents_k)
 
         fields = {"pooling": pooling, "k": k}
@@ -160,20 +158,18 @@ class Fits:
 
     def _tree(self, pooling: Pooling) -> Tree:
         def fit() -> Mapping[str, np.ndarray]:
-            codes, labels_n, c = self._of_last_fit(pooling)
-            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae, labels_n, c
-            return fit_tree(*parts, self._ranked(pooling), seed=self.wanted.seed).arrays()
+            parts, ranked_d = self._of_last_fit(pooling), self._ranked(pooling)
+            return fit_tree(*parts, ranked_d, seed=self.wanted.seed).arrays()
 
-        fields = {"pooling": pooling, "seed": self.wanted.seed}
+        fields = {"pooling": pooling, "solver": None, "seed": self.wanted.seed}
         return moved(Tree.of(self._get("probe_tree", "codes", fields, fit)), self.device)
 
     def _single(self, pooling: Pooling) -> SingleLatents:
         def fit() -> Mapping[str, np.ndarray]:
-            codes, labels_n, c = self._of_last_fit(pooling)
-            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae, labels_n, c
-            return fit_single(*parts).arrays()
+            return fit_single(*self._of_last_fit(pooling)).arrays()
 
-        arrays = self._get("probe_single", "codes", {"pooling": pooling}, fit)
+        fields = {"pooling": pooling, "solver": None}
+        arrays = self._get("probe_single", "codes", fields, fit)
         return moved(SingleLatents.of(arrays), self.device)
 
     def _solved(self, rows: Rows) -> Probe:
@@ -224,29 +220,32 @@ class Fits:
         x_nd = torch.from_numpy(np.concatenate(parts)).to(device)
         return DenseRows.of(x_nd, self._labels.to(device))
 
-    def _pooled(self, pooling: Pooling) -> Codes:
-        """Codes of all images, kept until those of another pooling are asked for."""
-        if f"codes {pooling}" not in self._held:
-            self._held.clear()
-            parts = self._there.codes(self.wanted.asked, pooling)
-            self._held[f"codes {pooling}"] = Codes(self.wanted.d_codes, *parts)
-        return self._held[f"codes {pooling}"]
+    def _train_codes(self, pooling: Pooling) -> TrainCodes:
+        parts = self._there.code_parts(self.wanted.asked, pooling)
+        offsets_n1 = self._there.offsets(self.wanted.asked, pooling)
+        return TrainCodes(offsets_n1, parts, self.wanted.d_codes)
 
-    def _of_last_fit(self, pooling: Pooling) -> tuple[Codes, Tensor, int]:
-        """Codes, labels and number of classes of the images that the last fit of a probe sees."""
-        codes, labels_n = self._pooled(pooling), self._labels
-        if not self.wanted.sample.refit:
-            codes, labels_n = _rows(codes, ~self._held_n), labels_n[~self._held_n]
-        return codes, labels_n, self.wanted.n_classes
+    def _of_last_fit(self, pooling: Pooling) -> tuple[Tensor, Tensor, Tensor, int, Tensor, int]:
+        """Codes, width, labels, number of classes of the images that a probe's last fit sees."""
+        held_n = self._held_n
+        keep_n = torch.ones_like(held_n) if self.wanted.sample.refit else ~held_n
+        return self._looked(pooling, keep_n)
+
+    def _looked(
+        self, pooling: Pooling, keep_n: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int, Tensor, int]:
+        """The same of the images that are kept, as many as are looked at together."""
+        train = self._train_codes(pooling)
+        codes, labels_n = train.looked(keep_n), self._labels[: train.n_looked]
+        labels_n = labels_n[keep_n[: train.n_looked]]
+        parts = codes.offsets_n1, codes.indices_m, codes.values_m
+        return *parts, codes.d_sae, labels_n, self.wanted.n_classes
 
     def _ranked(self, pooling: Pooling) -> Tensor:
         """[d] int64: latents, the best first, by the images that are not held back."""
-        if f"ranked {pooling}" not in self._held:
-            codes, seen_n = _rows(self._pooled(pooling), ~self._held_n), ~self._held_n
-            parts = codes.offsets_n1, codes.indices_m, codes.values_m, codes.d_sae
-            ranked = rank_latents(*parts, self._labels[seen_n], self.wanted.n_classes)
-            self._held[f"ranked {pooling}"] = ranked
-        return self._held[f"ranked {pooling}"]
+        if pooling not in self._rankings:
+            self._rankings[pooling] = rank_latents(*self._looked(pooling, ~self._held_n))
+        return self._rankings[pooling]
 
     # Where it is kept, and where computed
 
@@ -281,11 +280,3 @@ class Fits:
             return build()
 
         return self.store.get(kind, key, told).arrays
-
-
-def _rows(codes: Codes, keep_n: Tensor) -> Codes:
-    """The codes of some images. keep_n: bool."""
-    kept_m = keep_n[codes.rows_m]
-    counts_n = codes.l0_n()[keep_n]
-    offsets_n1 = torch.nn.functional.pad(counts_n.cumsum(0), (1, 0))
-    return Codes(codes.d_sae, offsets_n1, codes.indices_m[kept_m], codes.values_m[kept_m])
