@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,19 @@ def test_moments_are_those_of_all_entries() -> None:
     assert rows.scale == pytest.approx(float(np.sqrt(((z - z.mean(axis=0)) ** 2).mean())))
 
 
+def test_the_covariance_is_that_of_rows_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csr, "ROWS", 50)
+    z = codes(0.1)
+    rows = rows_of(z, labels())
+    for m in (N, 111):
+        x = scaled(z)[:: N // m]
+        found = rows.covariance(m)
+        assert found is not None
+        np.testing.assert_allclose(found.numpy(), x.T @ x / m, atol=1e-12)
+    monkeypatch.setattr(csr, "COVARIANCE", D - 1)
+    assert rows.covariance(N) is None
+
+
 @pytest.mark.parametrize("indices", [torch.int32, torch.int64])
 def test_codes_of_other_types_are_the_same(indices: torch.dtype) -> None:
     found, y_n = Codes.from_dense(torch.from_numpy(codes(0.1))), labels()
@@ -122,8 +136,9 @@ def test_a_probe_on_codes_is_that_on_dense_features() -> None:
     z, y_n = codes(0.1), labels()
     z[np.arange(N), y_n.numpy() + 10] += 1.5  # so that there is something to find
     held_n = torch.arange(N) % 5 == 4
-    sparse = fit_probe(rows_of(z, y_n), held_n, C)
-    dense = fit_probe(DenseRows.of(torch.from_numpy(z), y_n, torch.float64), held_n, C)
+    dense_rows = DenseRows.of(torch.from_numpy(z), y_n, torch.float64)
+    sparse = fit_probe(rows_of(z, y_n), held_n, C, tolerance=1e-6)
+    dense = fit_probe(dense_rows, held_n, C, tolerance=1e-6)
     assert sparse.penalty == dense.penalty
     assert sparse.loss_validation == pytest.approx(dense.loss_validation, rel=1e-3)
     assert sparse.loss_train == pytest.approx(dense.loss_train, rel=1e-3)
@@ -151,8 +166,8 @@ def test_without_codes_a_probe_says_the_shares_of_the_classes(d: int) -> None:
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[np.ndarray, np.ndarray]:
-    x, y = load_digits(return_X_y=True)
-    return x[:900], y[:900]
+    bunch: Any = load_digits()
+    return bunch.data[:900], bunch.target[:900]
 
 
 def test_ridge_is_that_of_scikit_learn_with_the_best_penalty(

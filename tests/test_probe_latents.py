@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -181,7 +183,7 @@ def test_single_latents_are_the_best_of_all_by_scikit_learn(
         for j in set(range(D)) - {SILENT}:
             x = z[:, [j]].astype(np.float64)
             deviation = x.std()
-            model = LogisticRegression(C=1 / (RIDGE * N), tol=1e-10, max_iter=1000)
+            model: Any = LogisticRegression(C=1 / (RIDGE * N), tol=1e-10, max_iter=1000)
             p = model.fit(x / deviation, labels == label).predict_proba(x / deviation)[:, 1]
             ce = -np.log(np.where(labels == label, p, 1 - p)).mean()
             if ce < least:

@@ -20,22 +20,20 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
 from saebench.probe.ranking import moments
-from saebench.probe.rows import Block, DenseRows, Rows
+from saebench.probe.rows import Block, DenseRows, Rows, spread
 
 DENSE = 0.25  # share of codes that are not zero, from where on they are kept dense
+COVARIANCE = 1024  # latents at most, whose covariance is worth its time
 ROWS = 8192  # of a block at least; else as many as there are latents
 
 
 @dataclass(frozen=True, eq=False)
 class CsrBlock:
-    """m rows: e codes by row, and by latent, there divided by s. mean_d: μ/s in the rows' dtype."""
+    """m rows of e codes. mean_d: μ/s, in the rows' dtype."""
 
     offsets_m1: Tensor
     latents_e: Tensor
     values_e: Tensor
-    offsets_d1: Tensor
-    rows_e: Tensor
-    scaled_e: Tensor
     mean_d: Tensor
     scale: float
     y_m: Tensor
@@ -45,8 +43,18 @@ class CsrBlock:
         return torch.add(-(self.mean_d @ W_dc), found_mc, alpha=1 / self.scale, out=found_mc)
 
     def transposed_times(self, R_mc: Tensor) -> Tensor:
-        found_dc = _sums(self.offsets_d1, self.rows_e, self.scaled_e, R_mc)
-        return found_dc.addr_(self.mean_d, R_mc.sum(dim=0), alpha=-1)
+        return _sums(*self._by_latent, R_mc).addr_(self.mean_d, R_mc.sum(dim=0), alpha=-1)
+
+    @cached_property
+    def _by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets of latents, the row of each code, rows in order, and its value over s."""
+        sorted_e, order_e = self.latents_e.int().sort(stable=True)
+        every_d1 = torch.arange(len(self.mean_d) + 1, dtype=torch.int32, device=order_e.device)
+        return (
+            torch.searchsorted(sorted_e, every_d1, out_int32=True),
+            _row_of(self.offsets_m1, self.latents_e).int().index_select(0, order_e),
+            self.values_e.index_select(0, order_e) / self.scale,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +101,23 @@ class CsrRows:
     def covariance(self, at_most: int) -> Tensor | None:
         if self._dense is not None:
             return self._dense.covariance(at_most)
-        return None
+        if self.d > COVARIANCE:
+            return None
+        keep_n = torch.zeros(self.n, dtype=torch.bool, device=self.device)
+        keep_n[spread(self.n, at_most, self.device)] = True
+        some = self._some(keep_n)
+        found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
+        every_dd = torch.eye(self.d, dtype=self.dtype, device=self.device)
+        for block in some._blocks:
+            found_dd += block.transposed_times(block.times(every_dd))
+        return found_dd / max(some.n, 1)
 
     def where(self, keep_n: Tensor) -> Rows:
         if self._dense is not None:
             return self._dense.where(keep_n)
+        return self._some(keep_n)
+
+    def _some(self, keep_n: Tensor) -> CsrRows:
         length_n = self.offsets_n1.diff()
         keep_m = keep_n.repeat_interleave(length_n, output_size=len(self.indices_m))
         return replace(
@@ -146,16 +166,10 @@ class CsrRows:
 
     def _block(self, begin: int, end: int) -> CsrBlock:
         offsets_m1, latents_e, values_e = self._rows(begin, end)
-        sorted_e, order_e = latents_e.int().sort(stable=True)
-        every_d1 = torch.arange(self.d + 1, dtype=sorted_e.dtype, device=self.device)
-        values_e = values_e.to(self.dtype)
         return CsrBlock(
             offsets_m1,
             latents_e,
-            values_e,
-            torch.searchsorted(sorted_e, every_d1, out_int32=True),
-            _row_of(offsets_m1, latents_e).int().index_select(0, order_e),
-            values_e.index_select(0, order_e) / self.scale,
+            values_e.to(self.dtype),
             (self.mean_d / self.scale).to(self.dtype),
             self.scale,
             self.y_n[begin:end],
