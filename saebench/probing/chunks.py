@@ -158,7 +158,9 @@ class Collecting:
         """Pass over a chunk until all of its tables are there. first: its place in the stream."""
         passes = 0
         while jobs := self._left_of(chunk):
-            fillings = {job: job.begun(self.tables, self._fields(chunk, job)) for job in jobs}
+            fillings = {
+                job: job.begun(self.tables, self._fields(chunk, job), len(jobs)) for job in jobs
+            }
             try:
                 self._pass(stream, chunk, first, fillings)
                 self._settle(chunk, fillings)

@@ -63,10 +63,10 @@ class Job:
         form = CodesTable if self.what == "codes" else FeatureTable
         return form.find(tables, fields)
 
-    def begun(self, tables: Tables, fields: Mapping[str, Any]) -> Filling:
-        """The table of a chunk, still empty."""
+    def begun(self, tables: Tables, fields: Mapping[str, Any], n: int) -> Filling:
+        """The table of a chunk, still empty, one of n that are filled."""
         form = CodesWriter if self.what == "codes" else FeatureWriter
-        return Filling(self, form(tables, fields))
+        return Filling(self, form(tables, fields, n))
 
 
 @dataclass(eq=False)
@@ -117,9 +117,10 @@ class Keys:
             "dataset": {"name": self.source.spec.name, **semantic_fields(self.source.spec)},
             "train": self.source.train_sha256,
             "dtype": self.dtype,
-            "tokens": self._tokens(unit),
-            "feature": _slices(feature, "codes" if what == "codes" else "x"),
         }
+        if what != "x" or feature.parts:  # the embedding of untouched images has no tokens
+            fields["tokens"] = self._tokens(unit)
+        fields["feature"] = _slices(feature, "codes" if what == "codes" else "x")
         if what == "codes":
             fields["pooling"] = pooling
         elif feature.name == "embedding" and self.backbone.last_block != "full":

@@ -6,14 +6,15 @@
 
 place: where in the chunk an image stands; what is not there did not decode. The codes' identity has
 a hash of their counts, so that the two always belong together, also where two runs write at once.
-Where the store cannot be written, tables are kept in memory, as many as have room there.
+A finished table holds no file open: it is mapped when its rows are asked for. Where the store
+cannot be written, tables are kept in memory, as many as have room there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ from saebench.shards import open_shards
 from saebench.store import Store
 
 FEATURES, COUNTS, CODES = "probe_features", "probe_code_counts", "probe_codes"
-SHARD_BYTES = 16 << 20  # what a writer holds back: there are as many as three for each SAE
+WAITING_BYTES = 1 << 30  # what all writers hold back together, until a file is full
+SHARD_BYTES = (8 << 20, 64 << 20)  # the least and the most of a file
 MEMORY_BYTES = 4 << 30  # of all tables, where the store cannot be written
 
 Shard = Mapping[str, np.ndarray]
@@ -49,8 +51,8 @@ class Tables:
     given_up: WriteError | None = None
     _sound: set[str] = field(default_factory=set)
 
-    def find(self, kind: str, fields: Mapping[str, Any]) -> Sequence[Shard] | None:
-        """The shards of a table, read-only views of its files; None where it is not there.
+    def find(self, kind: str, fields: Mapping[str, Any]) -> Iterable[Shard] | None:
+        """The shards of a table, as read-only views of its files; None where it is not there.
 
         A damaged table is named in a warning, and is not there.
         """
@@ -59,8 +61,7 @@ class Tables:
             return self.held[id]
         folder = self.store.root / "shards" / kind / id
         try:
-            shards = open_shards(folder, verify=id not in self._sound)
-            found = None if shards is None else list(shards)
+            found = open_shards(folder, verify=id not in self._sound)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._sound.discard(id)
             self.store.distrust(folder, error)
@@ -69,11 +70,12 @@ class Tables:
             self._sound.add(id)
         return found
 
-    def writer(self, kind: str, fields: Mapping[str, Any], row_bytes: int) -> Writer:
-        """A writer of a table. Errors: WriteError."""
+    def writer(self, kind: str, fields: Mapping[str, Any], row_bytes: int, n: int) -> Writer:
+        """A writer of a table, one of about n that write at once. Errors: WriteError."""
         if self.given_up is not None:
             return _Held(self, kind, dict(fields))
-        rows = max(1, SHARD_BYTES // max(row_bytes, 1))
+        least, most = SHARD_BYTES
+        rows = max(1, min(max(WAITING_BYTES // n, least), most) // row_bytes)
         return self.store.shard_writer(kind, fields, rows=rows).__enter__()
 
     def complete(self, kind: str, writer: Writer | None, fields: Mapping[str, Any]) -> None:
@@ -133,16 +135,17 @@ class _Held:
 
 
 class FeatureWriter:
-    """Writes the features of a chunk's images. Errors of all: WriteError."""
+    """Writes the features of a chunk's images, one of n such writers. Errors of all: WriteError."""
 
-    def __init__(self, tables: Tables, fields: Mapping[str, Any]) -> None:
-        self.tables, self.fields = tables, fields
+    def __init__(self, tables: Tables, fields: Mapping[str, Any], n: int = 1) -> None:
+        self.tables, self.fields, self.n = tables, fields, n
         self._writer: Writer | None = None
 
     def append(self, places: np.ndarray, x_bf: np.ndarray) -> None:
         """Add the images at these places."""
         if self._writer is None:
-            self._writer = self.tables.writer(FEATURES, self.fields, 8 + x_bf[:1].nbytes)
+            row_bytes = 8 + x_bf[:1].nbytes
+            self._writer = self.tables.writer(FEATURES, self.fields, row_bytes, self.n)
         self._writer.append({"place": places.astype(np.int64), "x": x_bf})
 
     def complete(self, fields: Mapping[str, Any]) -> None:
@@ -158,10 +161,10 @@ class FeatureWriter:
 
 
 class CodesWriter:
-    """Writes the codes of a chunk's images. Errors of all: WriteError."""
+    """Writes the codes of a chunk's images, one of n such writers. Errors of all: WriteError."""
 
-    def __init__(self, tables: Tables, fields: Mapping[str, Any]) -> None:
-        self.tables, self.fields = tables, fields
+    def __init__(self, tables: Tables, fields: Mapping[str, Any], n: int = 1) -> None:
+        self.tables, self.fields, self.n = tables, fields, n
         self._counts: Writer | None = None
         self._codes: Writer | None = None
         self._digest = hashlib.sha256()
@@ -172,13 +175,13 @@ class CodesWriter:
         """Add the images at these places: counts [b] of all latents and values [m]."""
         counts = counts.astype(np.int64)
         if self._counts is None:
-            self._counts = self.tables.writer(COUNTS, self.fields, 16)
+            self._counts = self.tables.writer(COUNTS, self.fields, 16, self.n)
         self._counts.append({"place": places.astype(np.int64), "count": counts})
         self._digest.update(counts.tobytes())
         if not len(latents):
             return
         if self._codes is None:
-            self._codes = self.tables.writer(CODES, self.fields, 8)
+            self._codes = self.tables.writer(CODES, self.fields, 8, self.n)
         self._codes.append({"latent": latents.astype(np.int32), "value": values})
 
     def complete(self, fields: Mapping[str, Any]) -> None:
@@ -202,10 +205,15 @@ def _of_counts(fields: Mapping[str, Any], digest: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """places: [n] int64, ascending. parts: [n_i f] float32 views of the files, n rows in all."""
+    """places: [n] int64, ascending."""
 
     places: np.ndarray
-    parts: Sequence[np.ndarray]
+    shards: Iterable[Shard]
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """[n_i f] float32 views of the files, n rows in all."""
+        return [shard["x"] for shard in self.shards]
 
     @classmethod
     def find(cls, tables: Tables, fields: Mapping[str, Any]) -> FeatureTable | None:
@@ -214,16 +222,21 @@ class FeatureTable:
         if shards is None:
             return None
         places = np.concatenate([shard["place"] for shard in shards])
-        return cls(places, [shard["x"] for shard in shards])
+        return cls(places, shards)
 
 
 @dataclass(frozen=True)
 class CodesTable:
-    """counts: [n] int64 of the images at `places`. parts: (latent, value) [m_i] views, in order."""
+    """counts: [n] int64 of the images at `places`, ascending."""
 
     places: np.ndarray
     counts: np.ndarray
-    parts: Sequence[tuple[np.ndarray, np.ndarray]]
+    shards: Iterable[Shard]
+
+    @property
+    def parts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(latent, value) [m_i] views of the files, image after image."""
+        return [(shard["latent"], shard["value"]) for shard in self.shards]
 
     @classmethod
     def find(cls, tables: Tables, fields: Mapping[str, Any]) -> CodesTable | None:
@@ -233,9 +246,9 @@ class CodesTable:
             return None
         places = np.concatenate([shard["place"] for shard in shards])
         counts = np.concatenate([shard["count"] for shard in shards])
-        codes: Sequence[Shard] | None = []
+        codes: Iterable[Shard] | None = []
         if counts.any():
             codes = tables.find(CODES, _of_counts(fields, hashlib.sha256(counts.tobytes())))
         if codes is None:
             return None
-        return cls(places, counts, [(shard["latent"], shard["value"]) for shard in codes])
+        return cls(places, counts, codes)
