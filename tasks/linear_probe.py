@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from saebench.task import Batch, Context, Measurement, Metric, Option, Task
 
 if TYPE_CHECKING:
-    from saebench.metrics.probing import Score, Value
+    from saebench.metrics.probe_scores import Score, Value
     from saebench.probing.measures import Asked, Rows
     from saebench.probing.probes import Probes
 
@@ -184,7 +184,7 @@ class LinearProbe(Task):
     # --- rows --------------------------------------------------------------------------------
 
     def results(self) -> Iterator[Measurement]:
-        from saebench.metrics.probing import evaluate, n_present
+        from saebench.metrics.probe_scores import evaluate, n_present
         from saebench.probing.measures import Rows, scores_of
 
         state = self.predictions.state()
@@ -221,14 +221,14 @@ class LinearProbe(Task):
         )
 
     def _single_latents(self, rows: Rows, state: Mapping[str, Any], n: int) -> Measurement:
-        from saebench.metrics.probing import single_gain
+        from saebench.metrics.probe_scores import single_gain
 
         columns = {**self.probes.columns, "pooling": rows.pooling}
         given: Any = {"variant": self.probes.variant, "columns": columns}
         if self.single is None or not n:
             why = rows.no_codes or ("no images" if self.single else "no latent was fitted")
             return Measurement("probe_r_1d", None, n, note=why, **given)
-        gain, used = single_gain(state, self.single.state(), self.probes.n_classes)
+        gain, used = single_gain(state, *self.single.sums())
         return Measurement(
             "probe_r_1d",
             gain.value,

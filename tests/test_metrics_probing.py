@@ -7,20 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accuracy_score
 
-from saebench.metrics import poisson_weights, probing
+from saebench.metrics import poisson_weights, probe_scores
 from saebench.metrics.bootstrap import image_keys, weights_of
-from saebench.metrics.probing import (
-    Level,
-    Predictions,
-    Said,
-    Score,
-    Value,
-    evaluate,
-    n_present,
-    said,
-    said_class,
-    single_gain,
-)
+from saebench.metrics.probe_scores import Score, Value, What, evaluate, n_present, single_gain
+from saebench.metrics.probing import Predictions, Said, levels_of, said, said_class
 
 N, C, R = 400, 12, 40
 RNG = np.random.default_rng(0)
@@ -33,7 +23,9 @@ LOGITS = {
     "xhat": RNG.normal(size=(N, C)) + 1.5 * np.eye(C)[LABELS],
 }
 GENUS = np.array([7, 7, 3, 3, 3, 9, 9, 1, 7, 1, 0, 0])  # of each class
-WHATS: tuple[probing.What, ...] = ("accuracy", "top5", "macro", "loss")
+FAMILY = np.where(np.isin(GENUS, [7, 1]), 2, 0)
+COLOUR = np.array([0, 1, 2] * 4)  # which no genus decides
+WHATS: tuple[What, ...] = ("accuracy", "top5", "macro", "loss")
 SCORES = [Score(w, s, than) for w in WHATS for s, than in [("x", ""), ("xhat", ""), ("xhat", "x")]]
 
 
@@ -92,7 +84,7 @@ def test_replicates_are_a_bootstrap_over_images(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """block: of few images, so that classes are larger than it, and share it."""
-    monkeypatch.setattr(probing, "BLOCK", block)
+    monkeypatch.setattr(probe_scores, "BLOCK", block)
     found = evaluate(added().state(), SCORES, R)
     for what in WHATS:
         x_r, xhat_r = (
@@ -146,28 +138,27 @@ def test_a_certain_probe_has_no_loss_and_not_less() -> None:
 def test_probabilities_are_added_up_to_a_level(scale: float) -> None:
     """scale: at 2,000 the probabilities of most values are below the least float64."""
     logits_nc = scale * LOGITS["x"]
-    level = Level.of(GENUS)
-    found = said(torch.from_numpy(logits_nc), torch.from_numpy(LABELS), {"genus": level})
-    values = np.unique(GENUS)
+    levels = levels_of({"genus": GENUS, "family": FAMILY, "colour": COLOUR})
+    assert [level.below for level in levels.values()] == ["", "genus", ""]
+    found = said(torch.from_numpy(logits_nc), torch.from_numpy(LABELS), levels)
     largest = logits_nc.max(1, keepdims=True).astype(np.longdouble)
     exp_nc = np.exp(logits_nc.astype(np.longdouble) - largest)  # down to 1e-4932
-    p_nv = np.stack([exp_nc[:, value == GENUS].sum(1) for value in values], 1) / exp_nc.sum(
-        1, keepdims=True
-    )
-    own = GENUS[LABELS]
-    own_n = p_nv[np.arange(N), np.searchsorted(values, own)]
-    used = own_n > 0
-    assert used.mean() > 0.6
-    loss_b = found["genus"].loss_b
-    assert loss_b is not None
-    assert bool(torch.isfinite(loss_b).all())
-    np.testing.assert_allclose(loss_b.numpy()[used], -np.log(own_n[used]), rtol=1e-9, atol=1e-12)
-    right = values[p_nv.argmax(1)] == own
-    np.testing.assert_array_equal((found["genus"].rank_b < 1).numpy(), right)
-    assert 0.3 < right.mean() < 1
-    if scale == 1:
-        of_class = accuracy_score(LABELS, logits_nc.argmax(1))
-        assert right.mean() > of_class
+    for name, value_c in {"genus": GENUS, "family": FAMILY, "colour": COLOUR}.items():
+        values = np.unique(value_c)
+        p_nv = np.stack([exp_nc[:, value == value_c].sum(1) for value in values], 1)
+        p_nv /= exp_nc.sum(1, keepdims=True)
+        own = value_c[LABELS]
+        own_n = p_nv[np.arange(N), np.searchsorted(values, own)]
+        used = own_n > 0
+        assert used.mean() > 0.6
+        loss_b = found[name].loss_b
+        assert loss_b is not None
+        assert bool(torch.isfinite(loss_b).all())
+        expected_n = -np.log(own_n[used]).astype(np.float64)
+        np.testing.assert_allclose(loss_b.numpy()[used], expected_n, rtol=1e-9, atol=1e-12)
+        right = values[p_nv.argmax(1)] == own
+        np.testing.assert_array_equal((found[name].rank_b < 1).numpy(), right)
+        assert 0.3 < right.mean() < 1
 
 
 def test_scores_have_ranks_alone() -> None:
@@ -195,22 +186,20 @@ def test_where_no_image_has_weight_a_replicate_is_undefined() -> None:
 
 
 def test_mean_gain_of_single_latents() -> None:
-    ce_nc, known_nc = RNG.uniform(0, 1, (2, N, C))
-    sums = {
-        "latent": ce_nc.sum(0),
-        "prevalence": known_nc.sum(0),
-        "latent_r": ce_nc.T @ WEIGHTS,
-        "prevalence_r": known_nc.T @ WEIGHTS,
-    }
+    """One class has no images, and two a prevalence of which nothing can be told."""
+    ce_nc, p_c = RNG.uniform(0, 1, (N, C)), RNG.uniform(0.05, 0.9, C)
+    p_c[2], p_c[4] = 0, 1
+    with np.errstate(divide="ignore"):
+        known_nc = np.where(LABELS[:, None] == np.arange(C), -np.log(p_c), -np.log(1 - p_c))
 
     def plain(weight_n: np.ndarray) -> float:
         drawn = np.repeat(np.arange(N), weight_n.astype(int))
-        there = np.unique(LABELS[drawn])
+        there = np.setdiff1d(np.unique(LABELS[drawn]), [2, 4])
         return float((1 - ce_nc[drawn].sum(0)[there] / known_nc[drawn].sum(0)[there]).mean())
 
-    gain, used = single_gain(added().state(), sums, C)
+    gain, used = single_gain(added().state(), ce_nc.sum(0), ce_nc.T @ WEIGHTS, p_c)
     assert isinstance(gain, Value)
-    assert used == len(np.unique(LABELS))
+    assert used == len(np.unique(LABELS)) - 2
     assert gain.value == pytest.approx(plain(np.ones(N)), rel=1e-12)
     expected_r = [plain(WEIGHTS[:, r]) for r in range(R)]
     np.testing.assert_allclose(gain.replicates, expected_r, rtol=1e-10)

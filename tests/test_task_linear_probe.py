@@ -195,13 +195,13 @@ def test_the_identity_differs_by_exactly_nothing(solver: str) -> None:
 
 
 class Counted:
-    """A probe's weights that count how often they are used."""
+    """How often a probe reads features that are not codes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.n, plain = 0, type(fitted(D, 1)).logits
 
         def logits(this: Any, what: Any) -> Tensor:
-            self.n += isinstance(what, Tensor)
+            self.n += isinstance(what, Tensor) and this.latents_k is None
             return plain(this, what)
 
         monkeypatch.setattr("saebench.probing.probes.Fitted.logits", logits)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saebench.metrics.probing import Score, What
+from saebench.metrics.probe_scores import Score, What
 from saebench.metrics.substitution import TOP_K
 from saebench.probing.features import Pooling
 from saebench.probing.probes import Fitted, Probes

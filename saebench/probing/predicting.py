@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,10 @@ from saebench.codes import Codes
 from saebench.errors import DataError, SaebenchError
 from saebench.finite import all_finite
 from saebench.metrics import REPLICATES, Sums
-from saebench.metrics.probing import Level, Said, said, said_class
+from saebench.metrics.probing import Level, Said, levels_of, said, said_class
 from saebench.probe.single import SingleLatents
 from saebench.probing.features import clean_features, pooled_codes, reconstructed_features
-from saebench.probing.probes import Fitted, Probes
+from saebench.probing.probes import Fitted, Probes, only
 from saebench.task import Batch
 
 IMAGES = 1024  # codes of so many images are kept until the sums of single latents are taken
@@ -45,9 +44,7 @@ class Predictor:
     def __init__(self, probes: Probes, *, scores: bool, xhat: bool) -> None:
         """scores: what the probes give is no log-odds. xhat: whether there are reconstructions."""
         self.probes, self.scores, self.xhat = probes, scores, xhat
-        device = probes.x.W_dc.device
-        levels = {} if scores else probes.taxonomy
-        self.levels = {name: Level.of(value_c, device) for name, value_c in levels.items()}
+        self.levels = levels_of({} if scores else probes.taxonomy, probes.x.W_dc.device)
 
     def labels(self, batch: Batch) -> Tensor:
         """[b] int64. Errors: DataError for a label that the probes have no class for."""
@@ -78,12 +75,25 @@ class Predictor:
         for pooling in others:
             codes, fitted = pooled_codes(batch, feature, pooling), self.probes.codes[pooling]
             found |= _named(f"codes/{pooling}", self._say(fitted, codes, labels_b, batch))
-        for k, fitted in self.probes.sparse.items():
-            found |= _named(f"k{k}", self._say(fitted, z, labels_b, batch))
+        found |= self._of_few(z, labels_b, batch)
         if self.probes.tree is not None:
             class_b = self.probes.tree.predict(z.offsets_n1, z.indices_m, z.values_m)
             found["tree"] = said_class(class_b.to(labels_b.device), labels_b)
         return Applied(labels_b, found, z)
+
+    def _of_few(self, codes: Codes, labels_b: Tensor, batch: Batch) -> dict[str, Said]:
+        """Of the k-sparse probes: the codes of all their latents are looked up once, dense."""
+        few = {k: (one, one.latents_k) for k, one in self.probes.sparse.items()}
+        latents = [latents_k for _, latents_k in few.values() if latents_k is not None]
+        if not latents:
+            return {}
+        all_u = torch.cat(latents).unique()
+        z_bu = only(codes, all_u).dense()
+        found: dict[str, Said] = {}
+        for k, (fitted, latents_k) in few.items():
+            z = codes if latents_k is None else z_bu[:, torch.searchsorted(all_u, latents_k)]
+            found |= _named(f"k{k}", self._say(fitted, z, labels_b, batch))
+        return found
 
     def _of_x(self, batch: Batch, labels_b: Tensor) -> dict[str, Said]:
         def compute() -> dict[str, Said]:
@@ -151,37 +161,34 @@ def _named(slot: str, found: Mapping[str, Said]) -> dict[str, Said]:
 
 
 class SingleSums:
-    """A `Part`: sums over images of the CE of each class by its single latent (`probe.single`).
+    """A `Part`: the CE of each class by its single latent (`probe.single`), added over images.
 
-    They are taken of many images at once, since they cost as much as there are classes.
+    Of many images at once, since to add them up costs as much as there are classes.
     """
 
     def __init__(self, single: SingleLatents) -> None:
         c = len(single.latent_c)
         self.single, self._waiting = single, list[tuple[Codes, Tensor, Tensor]]()
-        self._sums = Sums(
-            latent=(c,), prevalence=(c,), latent_r=(c, REPLICATES), prevalence_r=(c, REPLICATES)
-        )
+        self._sums = Sums(plain=(c,), replicates=(c, REPLICATES))
 
     def add(self, codes: Codes, labels_b: Tensor, weights_br: Tensor) -> None:
         self._waiting.append((codes, labels_b, weights_br))
-        if sum(len(labels) for _, labels, _ in self._waiting) >= IMAGES:
+        if sum(len(labels_b) for _, labels_b, _ in self._waiting) >= IMAGES:
             self._flush()
+
+    def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The CE [c], that of each replicate [c R], and the prevalences [c]."""
+        state = self.state()
+        return state["plain"], state["replicates"], self.single.prevalence_c.cpu().numpy()
 
     def _flush(self) -> None:
         if not self._waiting:
             return
         codes, labels, weights = zip(*self._waiting, strict=True)
         z = Codes.cat(codes)
-        found: Any = self.single.sums(
-            z.offsets_n1, z.indices_m, z.values_m, torch.cat(labels), torch.cat(weights)
-        )
-        self._sums.add(
-            latent=found.latent_c,
-            prevalence=found.prevalence_c,
-            latent_r=found.latent_cr,
-            prevalence_r=found.prevalence_cr,
-        )
+        parts = z.offsets_n1, z.indices_m, z.values_m, torch.cat(labels), torch.cat(weights)
+        found = self.single.sums(*parts)
+        self._sums.add(plain=found.latent_c, replicates=found.latent_cr)
         self._waiting.clear()
 
     def state(self) -> dict[str, np.ndarray]:
