@@ -250,6 +250,9 @@ def test_columns_of_a_row_are_its_probe_s() -> None:
     assert rows["probe_accuracy_codes", ""].columns["pooling"] == "max"
     assert rows["probe_accuracy_codes", "pooling=mean"].variant["pooling"] == "mean"
     assert "pooling" not in rows["probe_accuracy_x", ""].columns
+    many = rows_of(probes(columns={"n_train": 10**6}))
+    assert many["tree_accuracy_codes", ""].columns["n_train"] == 100_000
+    assert rows["tree_delta_codes", ""].columns["n_train"] == 70
     macro = rows["probe_accuracy_x_macro", ""]
     assert macro.note == "over the 7 of 8 classes that have images"
     assert rows["probe_accuracy_x", ""].note == ""

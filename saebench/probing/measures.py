@@ -12,6 +12,7 @@ from typing import Any
 
 from saebench.metrics.probe_scores import Score, What
 from saebench.metrics.substitution import TOP_K
+from saebench.probe.tree import ROWS
 from saebench.probing.features import Pooling
 from saebench.probing.probes import Fitted, Probes
 
@@ -102,11 +103,17 @@ class Rows:
             why = self.no_codes or _unless(fitted, usual)
             yield from self._of(_sparse_names(k), f"k{k}", fitted, why, pooling=self.pooling)
         why = self.no_codes or _unless(probes.tree, "no tree was fitted")
-        yield from self._of(_TREE, "tree", None, why, pooling=self.pooling)
+        yield from self._of(_TREE, "tree", None, why, pooling=self.pooling, columns=self._of_tree)
 
     @property
     def no_codes(self) -> str:
         return self.probes.missing.get("codes", "")
+
+    @property
+    def _of_tree(self) -> dict[str, Any]:
+        """It is fitted on fewer train images, where there are very many."""
+        n_train = self.probes.columns.get("n_train")
+        return {} if n_train is None else {"n_train": min(n_train, ROWS)}
 
     @property
     def pooling(self) -> Pooling:
@@ -131,12 +138,11 @@ class Rows:
         levels: bool = False,
         pooling: str = "",
         variant: Mapping[str, Any] = _NONE,
+        columns: Mapping[str, Any] = _NONE,
     ) -> Iterator[Asked]:
         """Rows of one probe. absent: why there is none."""
-        columns = {
-            **(fitted.columns if fitted else {}),
-            **({"pooling": pooling} if pooling else {}),
-        }
+        columns = {**(fitted.columns if fitted else {}), **columns}
+        columns |= {"pooling": pooling} if pooling else {}
         given = {**(fitted.variant if fitted else {}), **variant}
         note = fitted.note if fitted else ""
         for level in ("", *(self.probes.taxonomy if levels else ())):
