@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saebench.probe.logistic import TOLERANCE, Solution, scores, solve
 from saebench.probe.rows import Rows
+from saebench.probe.whitening import Whitening
 
 PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
 
@@ -54,10 +55,11 @@ def fit_probe(
     seen, unseen = rows.where(~held_n), rows.where(held_n)
     best: Solution | None = None
     penalty, loss, accuracy, evaluations = PENALTIES[0], float("nan"), float("nan"), 0
+    shared = Whitening.of(seen if seen.n else rows)
     if seen.n and unseen.n:
         start = None
         for candidate in PENALTIES:
-            start = solve(seen, n_classes, candidate, start, tolerance=tolerance)
+            start = solve(seen, n_classes, candidate, start, tolerance=tolerance, shared=shared)
             evaluations += start.evaluations
             found, right = scores(unseen, start)
             if best is not None and found >= loss:
@@ -66,7 +68,7 @@ def fit_probe(
     fitted, last = seen, best
     if refit or last is None:
         fitted = rows if refit else seen
-        last = solve(fitted, n_classes, penalty, best, tolerance=tolerance)
+        last = solve(fitted, n_classes, penalty, best, tolerance=tolerance, shared=shared)
         evaluations += last.evaluations
     loss_train, accuracy_train = scores(fitted, last)
     W_dc = last.W_dc / rows.scale

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -86,14 +87,23 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
+    """Dense rows. Where it is multiplied by bfloat16, so are its own, and the result is."""
+
     x_md: Tensor
     y_m: Tensor
 
     def times(self, W_dc: Tensor) -> Tensor:
-        return self.x_md @ W_dc
+        return self._as(W_dc.dtype) @ W_dc
 
     def transposed_times(self, R_mc: Tensor) -> Tensor:
-        return self.x_md.T @ R_mc
+        return self._as(R_mc.dtype).T @ R_mc
+
+    def _as(self, dtype: torch.dtype) -> Tensor:
+        return self.x_md if dtype == self.x_md.dtype else self._low_md
+
+    @cached_property
+    def _low_md(self) -> Tensor:
+        return self.x_md.bfloat16()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,31 +148,33 @@ class DenseRows:
 
     def blocks(self) -> Iterator[DenseBlock]:
         size, y_n = _size(self.d), self.y_n
+        own_md = torch.empty(min(size, self.n), self.d, dtype=self.dtype, device=self.device)
         for begin in range(0, self.n, size):
             some = slice(begin, begin + size)
-            which = some if self.kept is None else self.kept[some]
-            yield DenseBlock(self._scaled(self.x_nd[which]), y_n[some])
+            own = own_md[: self.n - begin]  # one piece of memory for all: new pages cost much time
+            yield DenseBlock(self._scaled(some, own), y_n[some])
 
     def covariance(self, at_most: int) -> Tensor | None:
         if self.d > 4096:
             return None
         found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
         place_m = spread(self.n, at_most, self.device)
-        which_m = place_m if self.kept is None else self.kept[place_m]
-        for some in which_m.split(_size(self.d)):
-            x_md = self._scaled(self.x_nd[some])
+        for some in place_m.split(_size(self.d)):
+            own_md = torch.empty(len(some), self.d, dtype=self.dtype, device=self.device)
+            x_md = self._scaled(some, own_md)
             found_dd.addmm_(x_md.T, x_md)
-        return found_dd / len(which_m)
+        return found_dd / len(place_m)
 
     def where(self, keep_n: Tensor) -> DenseRows:
         place_m = keep_n.nonzero().squeeze(1)
         kept = place_m if self.kept is None else self.kept[place_m]
         return DenseRows(self.x_nd, self.labels, self.mean_d, self.scale, self.dtype, kept)
 
-    def _scaled(self, x_md: Tensor) -> Tensor:
-        """x̃; the mean is taken off before anything is rounded further."""
-        own_md = x_md.to(self.dtype)
-        return (own_md - self.mean_d.to(self.dtype)).mul_(1 / self.scale)
+    def _scaled(self, some: slice | Tensor, own_md: Tensor) -> Tensor:
+        """x̃ of some rows, in own_md. The mean is taken off before anything is scaled."""
+        which = some if self.kept is None else self.kept[some]
+        x_md, mean_d = self.x_nd[which], self.mean_d.to(self.dtype)
+        return torch.sub(x_md, mean_d, out=own_md).mul_(1 / self.scale)
 
 
 def spread(n: int, at_most: int, device: torch.device) -> Tensor:
