@@ -38,7 +38,7 @@ GIVEN: dict[str, Any] = {
     "task": "linear_probe",
     "sae": ["identity", SAE],
     "train_limit": N,
-    "limit": 40,
+    "limit": 20,
 }
 
 
@@ -66,6 +66,13 @@ class Case:
     def artifact(self, kind: str, **fields: Any) -> dict[str, np.ndarray]:
         (found,) = self.artifacts(kind, **fields)
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_fits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fits, "SPARSE", (5, 10))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +199,7 @@ def test_what_a_kill_left_is_gone_on_with(
     monkeypatch.setattr(fits, "fit_tree", killed)
     with pytest.raises(KeyboardInterrupt):
         case.run(sae=SAE)
-    assert len(list(case.artifacts("probe_sparse"))) == 7
+    assert len(list(case.artifacts("probe_sparse"))) == 2
     monkeypatch.setattr(fits, "fit_tree", fit_tree)
     monkeypatch.setattr(fits, "fit_probe", stop)
     watch = Counting()
@@ -215,6 +222,7 @@ def test_an_error_is_that_of_its_own_unit(tmp_path: Path, monkeypatch: pytest.Mo
         return fit_single(offsets, indices, values, d, *rest)
 
     monkeypatch.setattr(fits, "fit_single", fails)
+    monkeypatch.setattr(fits, "SPARSE", ())
     with pytest.warns(UserWarning, match=f"1 units failed.*{SAE}"):
         rows = Case(tmp_path).run(task=["linear_probe", "dead_neurons"])
     assert set(zip(rows["sae"], rows["task"], strict=True)) == {
@@ -243,6 +251,7 @@ def test_images_that_do_not_decode_make_other_artifacts(
         return decode(self, split, index)
 
     monkeypatch.setattr(type(dataset), "_decode", fails)
+    monkeypatch.setattr(fits, "SPARSE", ())
     case = Case(tmp_path)
     rows = case.run(sae="identity", bad_images="skip")
     assert set(rows["n_train"].dropna()) == {N - 1}
@@ -297,6 +306,7 @@ def test_features_that_have_no_room_are_streamed(
     monkeypatch.setattr(fits, "DenseRows", stop)
     monkeypatch.setattr("saebench.probing.train_codes.CsrRows.of", stop)
     case = Case(tmp_path)
+    monkeypatch.setattr(fits, "SPARSE", ())
     case.run(sae=SAE)
     for kind in ("probe_dense", "probe_codes"):
         for mine in case.artifacts(kind, refit=True):
