@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from saebench import evaluation
+from saebench import atomic, evaluation
 from saebench.api import config_of, source_of
 from saebench.backbones import Backbone, load_backbone
 from saebench.codes import Codes
@@ -35,8 +35,8 @@ from saebench.tiles import Tiles
 from saebench.units import Source, Unit, backbone_identity
 from tests.small import LATENTS, WIDTH, activations, add_sae, random_sae, setting
 
-N = 100  # images: three chunks and a bit
-CHUNK, SEGMENT, BATCH = 32, 16, 8
+N = 56  # images: three chunks and a half
+CHUNK, SEGMENT, BATCH = 16, 8, 4
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (evaluation, chunks):
         monkeypatch.setattr(module, "SEGMENT", SEGMENT)
     monkeypatch.setattr(chunks, "CHUNK", CHUNK)
+    monkeypatch.setattr(atomic, "_flush", lambda path: None)  # which guards from power cuts alone
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Case:
     registry: Registry
     backbone: Backbone
     source: Source
+    fitted: Store  # what controls are made from
     store: Store
     seen: int = 0
     batch: int = BATCH
@@ -101,7 +103,7 @@ class Case:
             self.backbone,
             self.source.dataset,
             self.source,
-            self.store,
+            self.fitted,
             lambda *sites: backbone_identity(self.backbone.spec, *sites),
             "float32",
             Tiles(2**22, 64),
@@ -109,6 +111,9 @@ class Case:
         refs = [unit.coder for unit in units]
         parts = {"backbone": self.backbone, "registry": self.registry, "fitter": fitter}
         return load_coders(refs, seed=0, **parts)
+
+    def add(self, split: str, row: int, why: str) -> None:
+        raise AssertionError(f"{split}, row {row}: {why}")
 
     def sample(self, n: int = N) -> Sample:
         assert self.source.dataset is not None
@@ -139,11 +144,21 @@ class Case:
         return asked, self.collector(**more).collect(asked, self.sample(n), loaded)
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("fitted"))
+
+
 @pytest.fixture
 def case(
-    root: Path, registry: Registry, backbone: Backbone, source: Source, tmp_path: Path
+    root: Path,
+    registry: Registry,
+    backbone: Backbone,
+    source: Source,
+    fitted: Store,
+    tmp_path: Path,
 ) -> Case:
-    return Case(root, registry, backbone, source, Store(tmp_path / "store"))
+    return Case(root, registry, backbone, source, fitted, Store(tmp_path / "store"))
 
 
 def plain(sae: Sae, x_ntd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,9 +262,7 @@ def test_a_new_sae_is_measured_beside_the_clean_features_that_are_there(
     case.collect("small/a")
     (b,), found = case.collect("small/b")
     assert len(case.store.ids(tables.FEATURES)) == 4 * 3
-    (other,), alone = Case(
-        case.root, case.registry, case.backbone, case.source, Store(tmp_path / "alone")
-    ).collect("small/b")
+    (other,), alone = replace(case, store=Store(tmp_path / "alone")).collect("small/b")
     for what in ("x", "xhat"):
         ours, theirs = found.dense(b, what), alone.dense(other, what)  # type: ignore[arg-type]
         assert np.array_equal(np.concatenate(ours), np.concatenate(theirs))
@@ -292,7 +305,7 @@ def test_a_killed_run_finds_its_finished_chunks(
     case.seen = 0
     found = case.collector().collect(asked, case.sample(), loaded)
     assert case.seen == N - 2 * CHUNK
-    whole = Case(case.root, case.registry, case.backbone, case.source, Store(tmp_path / "whole"))
+    whole = replace(case, store=Store(tmp_path / "whole"))
     expected = whole.collector().collect(asked, case.sample(), loaded)
     assert_same(found, expected, asked)
 
@@ -374,7 +387,7 @@ def test_images_that_do_not_decode(case: Case, broken: set[int], tmp_path: Path)
         assert len(np.concatenate(both.dense(one, "xhat"))) == N - 1
     broken |= set(map(int, sample.rows))
     case.store = Store(tmp_path / "none")
-    with pytest.raises(DataError, match="none of the 100 images"):
+    with pytest.raises(DataError, match="none of the 56 images"):
         case.collector(**skip).collect(asked, sample, loaded)
 
 
@@ -442,7 +455,7 @@ def test_memory_that_runs_out(case: Case, tmp_path: Path, monkeypatch: pytest.Mo
     honest = Sae.encode
 
     def encode(sae: Sae, x_nd: Tensor, **more: Any) -> Codes:
-        if len(x_nd) > 4 * 17:
+        if len(x_nd) > 2 * 17:
             raise torch.OutOfMemoryError("out of memory")
         return honest(sae, x_nd, **more)
 
@@ -451,7 +464,7 @@ def test_memory_that_runs_out(case: Case, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Sae, "encode", encode)
     collector = case.collector()
     found = collector.collect(asked, case.sample(), loaded)
-    assert collector.tiles.batch_size == 4
+    assert collector.tiles.batch_size == 2
     assert case.seen == N  # what was begun again counts once
     x = np.concatenate(found.dense(asked[0], "x"))
     np.testing.assert_allclose(x, np.concatenate(expected.dense(asked[0], "x")), atol=1e-5)
@@ -544,3 +557,36 @@ def test_two_runs_at_once_do_no_harm(case: Case, monkeypatch: pytest.MonkeyPatch
     assert case.seen == N + CHUNK  # the later chunks were there when the first one came to them
     assert_same(found, others[0], asked)
     assert not case.store.verify()
+
+
+def test_any_rows_of_any_split_can_be_shown(case: Case) -> None:
+    assert case.source.dataset is not None
+    manifest = case.source.dataset.manifest("val")
+    rows = np.array([30, 2, 17, 4, 1, 9, 8, 7, 11, 100])  # a segment and a bit
+    parts = (case.backbone, case.source.dataset, case.source)
+    how: dict[str, Any] = {"workers": 0, "bad_images": "fail", "bad": case, "split": "val"}
+    stream = evaluation.Evaluation(*parts, rows=rows, **how)
+    shown = [batch for i in range(2) for batch in stream.batches(i, ["blocks.1"], 4)]
+    assert [batch.first for batch in shown] == [0, 4, 8]
+    assert [id for batch in shown for id in batch.ids] == [manifest.ids[row] for row in rows]
+    labels = np.concatenate([batch.labels for batch in shown])
+    assert np.array_equal(labels, manifest.labels[rows])
+    levels = np.concatenate([batch.levels["colour"] for batch in shown])
+    assert np.array_equal(levels, manifest.levels["colour"][rows])
+    whole = evaluation.Evaluation(*parts, **how)
+    assert np.array_equal(whole.order, manifest.order())
+    with pytest.raises(ValueError, match="evaluation split alone"):
+        evaluation.Evaluation(*parts, rows=rows, tokens=case.store, **how)
+
+
+def test_processes_that_decode_change_nothing(case: Case, tmp_path: Path) -> None:
+    units = case.units("small/a")
+    asked, loaded = case.asked(units, "mean"), case.loaded(units)
+    expected = case.collector().collect(asked, case.sample(), loaded)
+    case.store = Store(tmp_path / "again")
+    middle = replace(case.sample(), rows=case.sample().rows[CHUNK : 2 * CHUNK])
+    middle = replace(middle, ids=case.sample().ids[CHUNK : 2 * CHUNK])
+    case.collector().collect(asked, middle, loaded)  # the chunks to come do not lie side by side
+    found = case.collector(workers=1).collect(asked, case.sample(), loaded)
+    assert case.seen == 2 * N
+    assert_same(found, expected, asked)
