@@ -208,11 +208,12 @@ def test_a_class_without_rows_gains_nothing(z: np.ndarray, labels: np.ndarray) -
     assert float(sums.latent_c[-1]) == pytest.approx(N * np.log(2 * N), rel=1e-9)
 
 
-@pytest.mark.parametrize("block", [50, 2**21])
+@pytest.mark.parametrize(("block", "dense"), [(50, 1.0), (2**21, 0.0)])
 def test_sums_are_those_of_the_dense_formula(
-    z: np.ndarray, labels: np.ndarray, block: int, monkeypatch: pytest.MonkeyPatch
+    z: np.ndarray, labels: np.ndarray, block: int, dense: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(single, "_BLOCK", block)
+    monkeypatch.setattr(single, "DENSE", dense)
     found = fit_single(*parts(z), D, torch.from_numpy(labels), C)
     found.latent_c[4] = found.latent_c[0]  # one latent of two classes
     rng = np.random.default_rng(2)

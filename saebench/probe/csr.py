@@ -22,7 +22,7 @@ from torch.nn.functional import embedding_bag, pad
 from saebench.probe.ranking import moments
 from saebench.probe.rows import Block, DenseRows, Rows, spread
 
-DENSE = 0.25  # share of codes that are not zero, from where on they are kept dense
+DENSE = 0.5  # share of codes that are not zero, from where on dense products are faster
 COVARIANCE = 1024  # latents at most, whose covariance is worth its time
 ROWS = 8192  # of a block at least; else as many as there are latents
 

@@ -25,6 +25,7 @@ from saebench.probe.one_latent import Fits
 from saebench.probe.ranking import class_sums, moments
 
 CANDIDATES = 8  # latents tried for a class
+DENSE = 0.1  # share of pairs of a class and an image, from where on a dense product is faster
 
 _BLOCK = 2**21  # codes fitted at once
 
@@ -71,7 +72,7 @@ class SingleLatents:
         ones_b1 = torch.ones(len(y_b), 1, dtype=torch.float64, device=device)
         w_br = torch.cat([ones_b1, weights_br.to(device).double()], dim=1)  # plain, then replicates
         c = len(latent_c)
-        of_class_cr = _bagged(y_b, torch.arange(len(y_b), device=device), None, w_br, c)
+        of_class_cr = _bagged(y_b, torch.arange(len(y_b), device=device), w_br[:, 0], w_br, c)
         all_r = w_br.sum(dim=0)
 
         class_m, image_m, value_m = self._pairs(offsets_b1, indices_m, values_m, latent_c)
@@ -120,20 +121,22 @@ def _ce(u: Tensor, is_class: Tensor) -> Tensor:
     return -logsigmoid(torch.where(is_class, u, -u))
 
 
-def _bagged(class_m: Tensor, image_m: Tensor, by_m: Tensor | None, w_br: Tensor, c: int) -> Tensor:
-    """[c r]: Σ of by · w over the entries of each class. No scatter: it is deterministic."""
+def _bagged(class_m: Tensor, image_m: Tensor, by_m: Tensor, w_br: Tensor, c: int) -> Tensor:
+    """[c r]: Σ of by · w over the pairs of each class. No scatter adds: it is deterministic."""
+    if len(class_m) > DENSE * c * len(w_br):
+        by_cb = w_br.new_zeros(c, len(w_br))
+        by_cb[class_m, image_m] = by_m
+        return by_cb @ w_br
     order_m = class_m.argsort(stable=True)
-    starts_c1 = torch.searchsorted(
-        class_m[order_m], torch.arange(c + 1, device=class_m.device, dtype=class_m.dtype)
-    )
+    every_c1 = torch.arange(c + 1, device=class_m.device)
     if not len(class_m):
         return w_br.new_zeros(c, w_br.shape[1])
     return embedding_bag(
         image_m[order_m],
         w_br,
-        starts_c1,
+        torch.searchsorted(class_m[order_m], every_c1),
         mode="sum",
-        per_sample_weights=None if by_m is None else by_m[order_m],
+        per_sample_weights=by_m[order_m],
         include_last_offset=True,
     )
 

@@ -1,0 +1,155 @@
+"""How much faster than scikit-learn is logistic regression on the codes of a large dictionary?
+
+    pytest tests/bench/test_probe_codes.py -m bench -n 0 -s
+
+20,000 images, 24,576 latents of which 64 are not zero, 100 classes. Both run on one process, on the
+same scaled codes, in float32, until their loss is within 1e-4 of the least; scikit-learn is stopped
+at the very iteration that reaches it, and what finding that out takes is not counted. Every loss is
+taken in float64. docs/performance.md has results.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression, _logistic
+
+from saebench.codes import Codes
+from saebench.probe import DenseRows, Rows, csr, solve
+from saebench.probe.csr import CsrRows
+
+pytestmark = pytest.mark.bench
+
+N, D, NONZERO, CLASSES = 20_000, 24_576, 64, 100
+NEAR = 1e-4  # of the least loss
+MOST = 300  # iterations of scikit-learn
+
+
+@dataclass
+class Problem:
+    """z: codes over s, for scikit-learn. The same as rows, once in float32, once in float64."""
+
+    z: Any
+    y_n: np.ndarray
+    rows: CsrRows
+    exact: Any
+
+    def loss(self, W_dc: np.ndarray, b_c: np.ndarray, penalty: float) -> float:
+        """With its penalty, in float64. The bias is of codes that are not centred."""
+        logits_nc = self.exact @ W_dc.astype(np.float64) + b_c
+        log_nc = torch.from_numpy(logits_nc).log_softmax(dim=1).numpy()
+        square = float((W_dc.astype(np.float64) ** 2).sum())
+        return -float(log_nc[np.arange(N), self.y_n].mean()) + penalty / 2 * square
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """A few latents are frequent and most are rare; a quarter of an image's tell of its class."""
+    rng = np.random.default_rng(0)
+    y_n = rng.permutation(np.arange(N) % CLASSES)
+    share_d = np.arange(1, D + 1) ** -0.7
+    drawn = np.searchsorted(share_d.cumsum() / share_d.sum(), rng.random((N, 3 * NONZERO)))
+    own = rng.integers(0, D, (CLASSES, 128))
+    place = (128 * rng.random(drawn.shape) ** 2).astype(int)
+    drawn = np.where(
+        rng.random(drawn.shape) < 0.25, own[y_n[:, None], place], drawn.clip(max=D - 1)
+    )
+    kept = [np.sort(rng.permutation(np.unique(row))[:NONZERO]) for row in drawn]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in kept])])
+    indices = np.concatenate(kept)
+    values = rng.gamma(2, 0.5, len(indices)).astype(np.float32)
+    parts = [torch.from_numpy(part) for part in (offsets, indices, values)]
+    rows = CsrRows.of(parts[0], parts[1], parts[2], D, torch.from_numpy(y_n))
+    z = csr_matrix((values / np.float32(rows.scale), indices, offsets), shape=(N, D))
+    return Problem(z, y_n, rows, z.astype(np.float64))
+
+
+class Reached(Exception):
+    pass
+
+
+def theirs(
+    problem: Problem, penalty: float, enough: float, monkeypatch: pytest.MonkeyPatch
+) -> tuple[float, float, int, float]:
+    """Seconds by the clock and of CPU time, iterations, and the loss, until it is `enough`."""
+    minimize = _logistic.optimize.minimize
+    spent, last, count = [0.0, 0.0], [np.inf], [0]
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        def callback(w: np.ndarray) -> None:
+            clock, cpu = time.perf_counter(), time.process_time()
+            W_cd1 = w.reshape(CLASSES, -1, order="F")
+            last[0] = problem.loss(W_cd1[:, :-1].T, W_cd1[:, -1], penalty)
+            count[0] += 1
+            spent[0] += time.perf_counter() - clock
+            spent[1] += time.process_time() - cpu
+            if last[0] <= enough:
+                raise Reached
+
+        return minimize(*args, callback=callback, **kwargs)
+
+    monkeypatch.setattr(_logistic.optimize, "minimize", watched)
+    model = LogisticRegression(C=1 / (penalty * N), tol=1e-12, max_iter=MOST)
+    clock, cpu = time.perf_counter(), time.process_time()
+    try:
+        model.fit(problem.z, problem.y_n)
+    except Reached:
+        pass
+    finally:
+        monkeypatch.undo()
+    clock, cpu = time.perf_counter() - clock - spent[0], time.process_time() - cpu - spent[1]
+    return clock, cpu, count[0], last[0]
+
+
+@pytest.mark.parametrize("C", [1e-3, 1e-1, 1.0, 1e2])
+def test_one_fit(problem: Problem, C: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least three times as fast, at every penalty."""
+    penalty = 1 / (C * N)
+    best = solve(problem.rows, CLASSES, penalty, tolerance=1e-6)
+    clock, cpu = time.perf_counter(), time.process_time()
+    found = solve(problem.rows, CLASSES, penalty)
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    shift_d = problem.rows.mean_d / problem.rows.scale
+    losses = [
+        problem.loss(fit.W_dc.numpy(), (fit.b_c - shift_d @ fit.W_dc).numpy(), penalty)
+        for fit in (found, best)
+    ]
+    least = min(losses)
+    assert found.converged
+    assert losses[0] <= least * (1 + NEAR)
+    slow, slow_cpu, iterations, reached = theirs(problem, penalty, least * (1 + NEAR), monkeypatch)
+    print(
+        f"\nC {C:g}, loss {least:.3g}, {torch.get_num_threads()} threads: {slow / clock:.1f} times "
+        f"by the clock, {slow_cpu / cpu:.1f} of CPU time ({clock:.1f} s and {found.evaluations} "
+        f"evaluations; scikit-learn {slow:.1f} s, {iterations} iterations, and "
+        f"{100 * (reached / least - 1):.3f}% above)"
+    )
+
+
+@pytest.mark.parametrize(("n", "d", "c"), [(4096, 384, 10), (4096, 384, 100), (20_000, 768, 100)])
+def test_where_dense_products_are_faster(
+    n: int, d: int, c: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of codes that are not zero from where on: what `csr.DENSE` is."""
+    monkeypatch.setattr(csr, "DENSE", 1.0)
+    shown = []
+    for share in (0.02, 0.1, 0.3, 0.5, 0.7):
+        z_nd = torch.randn(n, d) * (torch.rand(n, d) < share)
+        y_n, codes = torch.zeros(n, dtype=torch.int64), Codes.from_dense(z_nd)
+        sparse = CsrRows.of(codes.offsets_n1, codes.indices_m, codes.values_m, d, y_n)
+        both: list[Rows] = [sparse, DenseRows.of(z_nd, y_n)]
+        W_dc, seconds = torch.randn(d, c), [np.inf, np.inf]
+        for _ in range(5):
+            for i, rows in enumerate(both):
+                start = time.perf_counter()
+                for block in rows.blocks():
+                    block.transposed_times(block.times(W_dc))
+                seconds[i] = min(seconds[i], time.perf_counter() - start)
+        shown.append(f"{share:.0%}: {seconds[0] / seconds[1]:.2f}")
+    print(f"\n{n:,} x {d}, {c} classes, time by row over time dense: {', '.join(shown)}")
