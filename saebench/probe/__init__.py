@@ -3,9 +3,10 @@
 `rows` is what a solver reads, `logistic` the fit for one penalty, `path` the choice of it.
 """
 
-from saebench.probe.logistic import Solution, scores, solve
+from saebench.probe.logistic import solve
 from saebench.probe.path import PENALTIES, Probe, fit_probe
 from saebench.probe.rows import Block, DenseRows, Rows
+from saebench.probe.solution import Solution, scores
 
 __all__ = [
     "PENALTIES",

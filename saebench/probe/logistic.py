@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saebench.probe.rows import DenseBlock, Rows, spread
+from saebench.probe.solution import Solution
 from saebench.probe.whitening import Whitening
 
 TOLERANCE = 1e-4  # of the loss, that may be left to gain
@@ -30,23 +31,8 @@ _HISTORY = 8  # steps that L-BFGS remembers
 _SAMPLE = 4096  # rows, that a start is stretched by
 _STEP, _ROUGH = 10.0, 0.03  # of λ on the way to a small one, and the tolerance there
 _FIRST = 0.02  # a λ that is reached at once
+_CONJUGATE = 100  # conjugate gradients at most, of one Newton step
 _COARSE = 0.002  # of the loss is left to gain, and more: products may be bfloat16
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A minimum over scaled rows: W_dc and b_c float64.
-
-    loss: with the penalty. left: what is left to gain of it, an estimate (`_left`). converged:
-    whether that is no more than the tolerance allows.
-    """
-
-    W_dc: Tensor
-    b_c: Tensor
-    loss: float
-    left: float
-    evaluations: int
-    converged: bool
 
 
 def solve(
@@ -83,18 +69,6 @@ def solve(
     b_c = point.new_full((n_classes,), rare)
     b_c[present] = point[-1]
     return Solution(W_dc, b_c, loss, left, fit.evaluations, left <= tolerance * loss)
-
-
-def scores(rows: Rows, fitted: Solution) -> tuple[float, float]:
-    """Mean cross-entropy in nat, and the share of rows whose label has the greatest logit."""
-    W_dc, b_c = fitted.W_dc.to(rows.dtype), fitted.b_c.to(rows.dtype)
-    loss, right = 0.0, 0
-    for block in rows.blocks():
-        logits_mc = block.times(W_dc).add_(b_c)
-        own_m = torch.nn.functional.cross_entropy(logits_mc, block.y_m, reduction="none")
-        loss += float(own_m.sum(dtype=torch.float64))
-        right += int((logits_mc.argmax(dim=1) == block.y_m).sum())
-    return loss / rows.n, right / rows.n
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +156,13 @@ class _Fit:
             if coarse and polish and left <= max(_COARSE, tolerance) * value.loss:
                 coarse, value = False, self.at(point, penalty)
                 continue
-            if left <= tolerance * value.loss or self.evaluations >= EVALUATIONS:
+            if self.evaluations >= EVALUATIONS or (left <= tolerance * value.loss and not polish):
                 break
+            if left <= tolerance * value.loss:  # it seems so: see
+                step, left = self._newton(point, value.gradient, penalty, curvature, memory)
+                if left <= tolerance * value.loss:
+                    break
+                promised = _dot(value.gradient, step)
             found = self._search(point, value, step, promised, penalty, coarse)
             if found is None:
                 if coarse and polish:
@@ -220,6 +199,56 @@ class _Fit:
             step.add_(moved, alpha=share - _dot(turned, step) / along)
         return step
 
+    def _newton(
+        self,
+        point: Tensor,
+        gradient: Tensor,
+        penalty: float,
+        curvature: Tensor,
+        memory: deque[tuple[Tensor, Tensor, float]],
+    ) -> tuple[Tensor, float]:
+        """The step by the true Hessian, and what a quadratic of it holds: gᵀH⁻¹g/2.
+
+        By conjugate gradients, each of which adds to the sum, until three in turn add little.
+        """
+        step, rest = torch.zeros_like(gradient), gradient.clone()
+        direction = self._step(rest, curvature, memory)
+        size, held, gain, calm = _dot(rest, direction), 0.0, 0.0, 0
+        for _ in range(_CONJUGATE):
+            if size <= 0:
+                break
+            bent = self._bent(point, direction, penalty)
+            share = size / _dot(direction, bent)
+            step.add_(direction, alpha=share)
+            rest.sub_(bent, alpha=share)
+            gain = share * size
+            held += gain
+            calm = calm + 1 if gain <= 0.05 * held else 0
+            if calm == 3:
+                break
+            toward = self._step(rest, curvature, memory)
+            size, before = _dot(rest, toward), size
+            direction = toward.add_(direction, alpha=size / before)
+        return step, 1.25 * (held + 10 * gain) / 2
+
+    def _bent(self, point: Tensor, direction: Tensor, penalty: float) -> Tensor:
+        """The Hessian times a direction, both [d + 1, c]."""
+        self.evaluations += 1
+        bent, both = torch.zeros_like(point), torch.cat([point, direction], dim=1)
+        low_both = both[:-1].bfloat16() if self.quick else both[:-1]
+        for block in self.rows.blocks():
+            low = self.quick and isinstance(block, DenseBlock)
+            found = block.times(low_both if low else both[:-1]).to(both.dtype).add_(both[-1])
+            logits_mc, along_mc = found.chunk(2, dim=1)
+            p_mc = logits_mc.softmax(dim=1)
+            along_mc *= p_mc
+            along_mc -= p_mc.mul_(along_mc.sum(dim=1, keepdim=True))
+            bent[:-1] += block.transposed_times(along_mc.bfloat16() if low else along_mc)
+            bent[-1] += along_mc.sum(dim=0)
+        bent /= self.rows.n
+        bent[:-1] += penalty * direction[:-1]
+        return bent
+
     def _search(
         self,
         point: Tensor,
@@ -243,12 +272,10 @@ class _Fit:
 
 
 def _left(promised: float, gains: deque[float]) -> float:
-    """What is left to gain, estimated with care.
-
-    Eight times what a quadratic of the known curvature holds: it was seen to hold a seventh of what
-    there is. And no less than the last gains would add up to, did they go on falling at their rate.
+    """What seems left to gain: twice what a quadratic of the curvature as it is known holds, and no
+    less than the last gains would add up to, did they go on falling at their rate.
     """
-    left = 4 * promised
+    left = promised
     if len(gains) > 2 and gains[0] > 0:
         rate = min((gains[-1] / gains[0]) ** (1 / (len(gains) - 1)), 0.95)
         left = max(left, gains[-1] * rate / (1 - rate))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saebench.probe.logistic import TOLERANCE, Solution, scores, solve
+from saebench.probe.logistic import TOLERANCE, solve
 from saebench.probe.rows import Rows
+from saebench.probe.solution import Solution, scores
 from saebench.probe.whitening import Whitening
 
 PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
