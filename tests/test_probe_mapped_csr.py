@@ -101,6 +101,10 @@ def test_mean_scale_and_products_are_those_of_dense_rows(
         np.testing.assert_allclose(gram_dc, expected_md.T @ times_mc.numpy(), atol=1e-8)
         assert torch.equal(labels, y_n[kept])
         assert torch.equal(some.y_n, y_n[kept])
+        covariance_dd = some.covariance(N)
+        assert covariance_dd is not None
+        expected_dd = expected_md.T @ expected_md / len(expected_md)
+        np.testing.assert_allclose(covariance_dd, expected_dd, atol=1e-9)
 
 
 def test_no_piece_is_larger_than_asked_unless_a_row_is(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.probe.csr import ROWS, CsrRows
+from saebench.probe.csr import COVARIANCE, ROWS, CsrRows
 from saebench.probe.parts import Parts
-from saebench.probe.rows import Block, DenseRows
+from saebench.probe.rows import Block, DenseRows, spread
 from saebench.probe.staging import staged
 
 PIECE_BYTES = 2**25
@@ -93,7 +93,16 @@ class MappedCsrRows:
             yield from piece.blocks()
 
     def covariance(self, at_most: int) -> Tensor | None:
-        return None  # as of any large dictionary
+        if self.d > COVARIANCE:
+            return None
+        keep_n = torch.zeros(self.n, dtype=torch.bool)
+        keep_n[spread(self.n, at_most, keep_n.device)] = True
+        some = self.where(keep_n)
+        found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
+        every_dd = torch.eye(self.d, dtype=self.dtype, device=self.device)
+        for block in some.blocks():
+            found_dd += block.transposed_times(block.times(every_dd))
+        return found_dd / max(some.n, 1)
 
     def where(self, keep_n: Tensor) -> MappedCsrRows:
         kept = keep_n.cpu().numpy()
