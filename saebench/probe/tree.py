@@ -9,6 +9,7 @@ leaf, the most frequent class.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -100,7 +101,9 @@ def fit_tree(
         chosen = np.sort(np.random.default_rng(seed).permutation(len(y))[:ROWS])
         codes, y = codes[chosen], y[chosen]
     model = DecisionTreeClassifier(max_depth=DEPTH, random_state=seed)
-    model.fit(codes[:, latents].tocsc(), y)
+    with warnings.catch_warnings():  # labels are classes, however few images there are of each
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        model.fit(codes[:, latents].tocsc(), y)
     grown = model.tree_
     leaf = grown.children_left < 0
     own = np.arange(grown.node_count)

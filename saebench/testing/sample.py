@@ -11,11 +11,17 @@ import torch
 
 from saebench.backbones import Backbone, Reads, load_backbone
 from saebench.batch import SaeBatch
+from saebench.calibrate import Place
+from saebench.coders import CoderRef
 from saebench.data import Access, Dataset
 from saebench.fit import Fitter
 from saebench.fits import SiteMean, mean_per_token
 from saebench.images import Images, rebased
+from saebench.loading import Loaded
 from saebench.options import values_of
+from saebench.probing.collect import Collector
+from saebench.probing.prober import Probing
+from saebench.probing.probes import Probes
 from saebench.readouts import Readouts, build_readouts
 from saebench.registry import Registry
 from saebench.saes import TILE_BYTES, Coder
@@ -24,7 +30,7 @@ from saebench.store import Store
 from saebench.task import Context, Task
 from saebench.testing.report import N_IMAGES, real_images
 from saebench.tiles import Tiles
-from saebench.units import Source
+from saebench.units import Source, Unit
 
 TRAIN_IMAGES = 64  # that a mean is taken over
 
@@ -60,7 +66,7 @@ class Sample:
         spec = self.dataset.spec
         test, train = (self.dataset.manifest(split) for split in (spec.test, spec.train))
         n_train = min(TRAIN_IMAGES, len(train))
-        source = Source(spec, test.sha256, train.sha256, N_IMAGES, n_train, n_train)
+        source = Source(spec, test.sha256, train.sha256, N_IMAGES, n_train, n_train, n_train)
         return Fitter(
             self.backbone,
             self.dataset,
@@ -86,6 +92,25 @@ class Sample:
             self.backbone, self.dataset, self.fitter.source, self.fitter, **choices
         )
 
+    def probes(self, task: type[Task], coder: Coder) -> Probes | None:
+        """The probes that a task reads at its default options, on few train images.
+
+        Errors: those of collecting and fitting them.
+        """
+        ref = CoderRef("identity", self.site, "all", control="identity")
+        identity = {"backbone": {"name": self.backbone.spec.name}, "sae": {"name": ref.name}}
+        identity |= {"seed": 0, "dataset": {}}  # the store is this sample's own
+        source, options = self.fitter.source, values_of(task, {})
+        unit = Unit(self.backbone.spec, ref, task, source, identity, options=options)
+        place = Place(self.site, tuple(self.layout))
+        tiles = Tiles(TILE_BYTES, N_IMAGES)
+        collector = Collector(self.backbone, self.dataset, source, self.store, "float32", tiles)
+        probing = Probing(collector, seed=0)
+        probing.prepare([unit], Loaded(coders={ref: coder}, places={ref: place}))
+        if error := probing.error(unit):
+            raise error
+        return probing.of(unit)
+
     def context(self, task: type[Task], coder: Coder) -> Context:
         """What a task may know of a coder that covers all tokens of the site."""
         readouts = self.readouts(task) if "readouts" in task.needs else None
@@ -109,6 +134,7 @@ class Sample:
             options=values_of(task, {}),
             readouts=readouts.heads if readouts else (),
             captions=readouts.captions if readouts else None,
+            probes=self.probes(task, coder) if "probes" in task.needs else None,
             sees=sees,
             shift_d=np.zeros(coder.d_model),
         )
