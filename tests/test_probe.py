@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from saebench import probe
-from saebench.probe import PENALTIES, Rows, fit_probe, scores, solve
+from saebench.probe import PENALTIES, DenseRows, Probe, fit_probe, logistic, rows, scores, solve
+from saebench.probe.whitening import Whitening
 
 C = 12
 
@@ -48,44 +48,131 @@ def scaled(x: Tensor) -> np.ndarray:
     return found / np.sqrt((found**2).mean())
 
 
+def fitted(x: Tensor, y: Tensor, n_classes: int, *, refit: bool = True) -> Probe:
+    """With every fifth row held."""
+    held_n = torch.arange(len(y)) % 5 == 4
+    return fit_probe(DenseRows.of(x, y), held_n, n_classes, refit=refit)
+
+
+def cost(x_nd: np.ndarray, y: Tensor, W_dc: Tensor, b_c: Tensor, penalty: float) -> float:
+    """The objective in float64, over the classes that have rows."""
+    present, labels = y.unique(return_inverse=True)
+    logits_nc = (torch.from_numpy(x_nd) @ W_dc + b_c)[:, present]
+    loss = torch.nn.functional.cross_entropy(logits_nc, labels)
+    return float(loss + penalty / 2 * W_dc.square().sum())
+
+
 @pytest.mark.parametrize("data", ["digits", "anisotropic"])
 @pytest.mark.parametrize("penalty", [1e-1, 1e-2, 1e-3])
 def test_the_optimum_is_that_of_scikit_learn(
     data: str, penalty: float, request: pytest.FixtureRequest
 ) -> None:
     x, y = request.getfixturevalue(data)
+    n_classes = int(y.max()) + 1
     expected, logits_nc = least(scaled(x), y.numpy(), penalty)
-    found = solve(Rows.of(x, y), int(y.max()) + 1, penalty)
-    assert found.converged()
-    assert found.loss == pytest.approx(expected, rel=1e-6)
-    assert found.loss - expected <= found.left + 1e-7 * expected
+    found = solve(DenseRows.of(x, y, torch.float64), n_classes, penalty, tolerance=1e-8)
+    assert found.converged
+    assert found.loss == pytest.approx(expected, rel=1e-7)
     mine = scaled(x) @ found.W_dc.numpy() + found.b_c.numpy()
     apart = np.ptp((mine - mine.mean(1, keepdims=True)) - logits_nc + logits_nc.mean(1)[:, None])
-    assert apart < 0.05 * np.ptp(logits_nc)
-    assert (mine.argmax(1) == logits_nc.argmax(1)).mean() > 0.99
+    assert apart < 0.01 * np.ptp(logits_nc)
+    quick = solve(DenseRows.of(x, y), n_classes, penalty)
+    assert quick.converged
+    assert cost(scaled(x), y, quick.W_dc, quick.b_c, penalty) <= expected * (1 + 1e-4)
+    assert quick.evaluations < found.evaluations
 
 
-def test_chunks_of_rows_change_nothing(
+def hard(kind: str) -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(1)
+    n, d, c = {"tiny": (7, 3, 3), "wide": (60, 150, 5)}.get(kind, (300, 12, 5))
+    y = rng.permutation(np.arange(n) % c)
+    if kind == "absent":
+        y[y == 2] = 3
+    if kind == "sorted":
+        y = np.sort(y)
+    x = rng.normal(size=(c, d))[y] * (8 if kind == "separable" else 0.5) + rng.normal(size=(n, d))
+    if kind == "ill-conditioned":
+        x *= np.logspace(0, -4, d)
+    if kind == "constant":
+        x[:, 3:6] = 2
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+KINDS = ["ill-conditioned", "separable", "tiny", "wide", "constant", "absent", "sorted"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("penalty", [1.0, 1e-3, 1e-6])
+def test_a_fit_that_says_it_converged_is_as_near_as_it_says(kind: str, penalty: float) -> None:
+    x, y = hard(kind)
+    n_classes = int(y.max()) + 1
+    exact = solve(DenseRows.of(x, y, torch.float64), n_classes, penalty, tolerance=1e-9)
+    assert exact.converged
+    found = solve(DenseRows.of(x.float(), y), n_classes, penalty)
+    assert found.converged
+    own = cost(scaled(x), y, found.W_dc, found.b_c, penalty)
+    assert own <= exact.loss * (1 + 1e-4)
+    assert own - exact.loss <= 3 * found.left + 1e-5 * own  # an estimate
+    assert own == pytest.approx(found.loss, rel=2e-5)
+
+
+def test_a_start_moves_no_optimum(anisotropic: tuple[Tensor, Tensor]) -> None:
+    own = DenseRows.of(*anisotropic)
+    cold = solve(own, C, 1e-3)
+    start = solve(own, C, 1e-2)
+    warm = solve(own, C, 1e-3, start, shared=Whitening.of(own))
+    assert warm.loss == pytest.approx(cold.loss, rel=2e-4)
+    assert warm.evaluations < cold.evaluations
+    again = solve(own, C, 1e-3, warm)
+    assert again.loss <= warm.loss * (1 + 1e-6)
+    assert again.evaluations < warm.evaluations
+
+
+def test_blocks_of_rows_change_nothing(
     anisotropic: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = solve(Rows.of(*anisotropic), C, 1e-2)
-    monkeypatch.setattr(probe, "_BLOCK", 24 * 37)
-    chunked = solve(Rows.of(*anisotropic), C, 1e-2)
-    assert chunked.loss == pytest.approx(whole.loss, rel=1e-12)
-    torch.testing.assert_close(chunked.W_dc, whole.W_dc, rtol=1e-6, atol=1e-8)
+    x, y = anisotropic
+    whole = solve(DenseRows.of(x, y, torch.float64), C, 1e-2, tolerance=1e-9)
+    monkeypatch.setattr(rows, "BLOCK", 24 * 37)
+    own = DenseRows.of(x, y, torch.float64)
+    assert len(list(own.blocks())) == 17
+    blocked = solve(own, C, 1e-2, tolerance=1e-9)
+    assert blocked.loss == pytest.approx(whole.loss, rel=1e-6)
+    torch.testing.assert_close(blocked.W_dc, whole.W_dc, rtol=1e-3, atol=1e-4)
 
 
-def test_the_gradient_is_that_of_autograd(anisotropic: tuple[Tensor, Tensor]) -> None:
-    rows = Rows.of(*anisotropic)
-    point = torch.randn(25, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    point.requires_grad_()
-    x = torch.from_numpy(scaled(anisotropic[0]))
-    loss = torch.nn.functional.cross_entropy(x @ point[:-1] + point[-1], anisotropic[1])
-    loss = loss + 0.3 / 2 * point[:-1].square().sum()
-    loss.backward()
-    found, gradient = probe._loss(rows, point.detach(), 0.3)
-    assert found == pytest.approx(float(loss.detach()), rel=1e-12)
-    torch.testing.assert_close(gradient, point.grad, rtol=1e-10, atol=1e-12)
+def test_blocks_are_scaled_rows_and_their_products(anisotropic: tuple[Tensor, Tensor]) -> None:
+    x, y = anisotropic
+    keep_n = torch.arange(len(y)) % 3 > 0
+    own = DenseRows.of(x, y, torch.float64).where(keep_n)
+    expected = torch.from_numpy(scaled(x))[keep_n]
+    (block,) = own.blocks()
+    assert torch.equal(block.y_m, y[keep_n])
+    W_dc, R_mc = torch.randn(24, 5, dtype=torch.float64), torch.randn(own.n, 5, dtype=torch.float64)
+    torch.testing.assert_close(block.times(W_dc), expected @ W_dc)
+    torch.testing.assert_close(block.transposed_times(R_mc), expected.T @ R_mc)
+    torch.testing.assert_close(own.covariance(10_000), expected.T @ expected / own.n)
+
+
+def test_the_gradient_and_the_hessian_are_those_of_autograd(
+    anisotropic: tuple[Tensor, Tensor],
+) -> None:
+    own = DenseRows.of(*anisotropic, torch.float64)
+    fit = logistic._Fit(own, own.y_n.unique(), C, Whitening.of(own))
+    generator = torch.Generator().manual_seed(0)
+    point, along = torch.randn(2, 25, C, generator=generator, dtype=torch.float64).unbind()
+    x, y = torch.from_numpy(scaled(anisotropic[0])), anisotropic[1]
+
+    def objective(at: Tensor) -> Tensor:
+        loss = torch.nn.functional.cross_entropy(x @ at[:-1] + at[-1], y)
+        return loss + 0.3 / 2 * at[:-1].square().sum()
+
+    value = fit.at(point, 0.3)
+    assert value.loss == pytest.approx(float(objective(point)), rel=1e-12)
+    (gradient,) = torch.autograd.grad(objective(point.requires_grad_()), point)
+    _, bent = torch.autograd.functional.hvp(objective, point.detach(), along)
+    torch.testing.assert_close(value.gradient, gradient, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fit._bent(point.detach(), along, 0.3), bent, rtol=1e-9, atol=1e-12)
 
 
 def test_a_probe_is_the_best_penalty_on_every_fifth_row(
@@ -93,16 +180,16 @@ def test_a_probe_is_the_best_penalty_on_every_fifth_row(
 ) -> None:
     """The same by hand: each λ on four fifths by scikit-learn, the least loss on the others."""
     x, y = anisotropic
-    found = fit_probe(x, y, C)
+    found = fitted(x, y, C)
     held = np.arange(len(y)) % 5 == 4
     all_x, labels = scaled(x), y.numpy()
     losses = {}
-    for penalty in PENALTIES[:8]:
+    for penalty in PENALTIES[:6]:
         model = LogisticRegression(C=1 / (penalty * (~held).sum()), tol=1e-8, max_iter=20_000)
         model.fit(all_x[~held], labels[~held])
         losses[penalty] = log_loss(labels[held], model.predict_proba(all_x[held]))
     assert found.penalty == min(losses, key=lambda penalty: losses[penalty])
-    assert found.loss_validation == pytest.approx(losses[found.penalty], rel=1e-3)
+    assert found.loss_validation == pytest.approx(losses[found.penalty], rel=5e-3)
     assert 1e-6 < found.penalty < 1
     logits_nc = (x.double() @ found.W_dc + found.b_c).numpy()  # of features as they are
     expected, theirs = least(all_x, labels, found.penalty)
@@ -111,7 +198,7 @@ def test_a_probe_is_the_best_penalty_on_every_fifth_row(
     assert found.accuracy_train == pytest.approx((logits_nc.argmax(1) == labels).mean())
     shifted = logits_nc - logits_nc.max(axis=1, keepdims=True)
     own = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-    assert found.loss_train == pytest.approx(own.mean(), rel=1e-9)
+    assert found.loss_train == pytest.approx(own.mean(), rel=1e-6)
     assert found.loss_train < expected
 
 
@@ -122,7 +209,7 @@ def test_rotating_and_shifting_the_features_changes_no_prediction(
     generator = torch.Generator().manual_seed(1)
     rotation, _ = torch.linalg.qr(torch.randn(24, 24, generator=generator, dtype=torch.float64))
     turned = x @ rotation * 7 - 3
-    one, other = fit_probe(x, y, C), fit_probe(turned, y, C)
+    one, other = fitted(x, y, C), fitted(turned, y, C)
     assert one.penalty == other.penalty
     logits, theirs = x @ one.W_dc + one.b_c, turned @ other.W_dc + other.b_c
     assert (logits.argmax(1) == theirs.argmax(1)).all()
@@ -131,9 +218,9 @@ def test_rotating_and_shifting_the_features_changes_no_prediction(
 
 def test_it_is_deterministic(digits: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
-    one = fit_probe(digits[0][:500], digits[1][:500], 10)
+    one = fitted(digits[0][:500], digits[1][:500], 10)
     torch.manual_seed(1)
-    other = fit_probe(digits[0][:500], digits[1][:500], 10)
+    other = fitted(digits[0][:500], digits[1][:500], 10)
     assert torch.equal(one.W_dc, other.W_dc)
     assert torch.equal(one.b_c, other.b_c)
 
@@ -142,8 +229,8 @@ def test_a_class_without_rows_is_rare_and_the_others_are_as_without_it(
     digits: tuple[Tensor, Tensor],
 ) -> None:
     x, y = digits[0][:500], digits[1][:500]
-    probe_12 = fit_probe(x, y + (y >= 4).long(), 12)  # neither 4 nor 11
-    probe_10 = fit_probe(x, y, 10)
+    probe_12 = fitted(x, y + (y >= 4).long(), 12)  # neither 4 nor 11
+    probe_10 = fitted(x, y, 10)
     assert probe_12.absent == 2
     assert probe_10.absent == 0
     torch.testing.assert_close(probe_12.W_dc[:, [0, 1, 2, 3, *range(5, 11)]], probe_10.W_dc)
@@ -156,17 +243,17 @@ def test_a_class_without_rows_is_rare_and_the_others_are_as_without_it(
 
 def test_rows_of_one_class_alone(digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0][:40], torch.full((40,), 3)
-    found = fit_probe(x, y, 10)
+    found = fitted(x, y, 10)
     assert found.converged
     assert found.absent == 9
     assert found.accuracy_train == 1
     assert float((x.double() @ found.W_dc).abs().max()) == 0
-    assert found.loss_train == pytest.approx(math.log(1 + 9 / 40), rel=1e-9)
+    assert found.loss_train == pytest.approx(math.log(1 + 9 / 40), rel=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_fewer_rows_than_classes(digits: tuple[Tensor, Tensor], n: int) -> None:
-    found = fit_probe(digits[0][:n], digits[1][:n], 10)
+    found = fitted(digits[0][:n], digits[1][:n], 10)
     assert found.absent == 10 - n  # the first rows are 0, 1, 2, …
     assert found.converged
     assert torch.isfinite(found.W_dc).all()
@@ -177,7 +264,7 @@ def test_fewer_rows_than_classes(digits: tuple[Tensor, Tensor], n: int) -> None:
 
 def test_features_that_are_all_alike_give_the_shares_of_the_classes() -> None:
     y = torch.tensor([0, 1, 1, 1] * 10)
-    found = fit_probe(torch.full((40, 3), 2.5), y, 2)
+    found = fitted(torch.full((40, 3), 2.5), y, 2)
     p = (torch.full((3,), 2.5, dtype=torch.float64) @ found.W_dc + found.b_c).softmax(0)
     assert p.numpy() == pytest.approx([0.25, 0.75], rel=1e-3)
 
@@ -185,18 +272,35 @@ def test_features_that_are_all_alike_give_the_shares_of_the_classes() -> None:
 def test_what_does_not_converge_says_so(
     anisotropic: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "EVALUATIONS", 5)
-    found = solve(Rows.of(*anisotropic), C, 1e-5)
-    assert not found.converged()
-    assert found.left > 1e-6 * found.loss
-    assert not fit_probe(*anisotropic, C).converged
+    monkeypatch.setattr(logistic, "EVALUATIONS", 5)
+    found = solve(DenseRows.of(*anisotropic), C, 1e-5)
+    assert not found.converged
+    assert found.left > 1e-4 * found.loss
+    assert not fitted(*anisotropic, C).converged
+
+
+def test_without_a_refit_the_probe_is_the_one_that_saw_no_held_row(
+    anisotropic: tuple[Tensor, Tensor],
+) -> None:
+    x, y = anisotropic
+    held_n = torch.arange(len(y)) % 5 == 4
+    found = fitted(x, y, C, refit=False)
+    theirs = torch.nn.functional.cross_entropy(
+        x.double() @ found.W_dc + found.b_c, y, reduction="none"
+    )
+    assert float(theirs[held_n].mean()) == pytest.approx(found.loss_validation, rel=1e-4)
+    assert float(theirs[~held_n].mean()) == pytest.approx(found.loss_train, rel=1e-4)
+    with_them = fitted(x, y, C)
+    assert with_them.penalty == found.penalty
+    assert with_them.loss_validation == found.loss_validation
+    assert not torch.equal(with_them.W_dc, found.W_dc)
 
 
 def test_scores_are_the_mean_loss_and_the_share_right(digits: tuple[Tensor, Tensor]) -> None:
-    rows = Rows.of(*digits)
+    rows = DenseRows.of(*digits)
     found = solve(rows, 10, 1e-2)
     x = scaled(digits[0])
     p = torch.from_numpy(x @ found.W_dc.numpy() + found.b_c.numpy()).softmax(1).numpy()
     loss, right = scores(rows, found)
-    assert loss == pytest.approx(log_loss(digits[1].numpy(), p), rel=1e-9)
+    assert loss == pytest.approx(log_loss(digits[1].numpy(), p), rel=1e-6)
     assert right == pytest.approx((p.argmax(1) == digits[1].numpy()).mean())

@@ -209,7 +209,8 @@ class _Fit:
     ) -> tuple[Tensor, float]:
         """The step by the true Hessian, and what a quadratic of it holds: gᵀH⁻¹g/2.
 
-        By conjugate gradients, each of which adds to the sum, until three in turn add little.
+        By conjugate gradients, each of which adds to the sum, until three in turn add little. As
+        the last of it may take many more to find, twice the sum is returned.
         """
         step, rest = torch.zeros_like(gradient), gradient.clone()
         direction = self._step(rest, curvature, memory)
@@ -218,7 +219,10 @@ class _Fit:
             if size <= 0:
                 break
             bent = self._bent(point, direction, penalty)
-            share = size / _dot(direction, bent)
+            along = _dot(direction, bent)
+            if along <= 0:  # the numbers' precision ends here
+                break
+            share = size / along
             step.add_(direction, alpha=share)
             rest.sub_(bent, alpha=share)
             gain = share * size
@@ -229,21 +233,19 @@ class _Fit:
             toward = self._step(rest, curvature, memory)
             size, before = _dot(rest, toward), size
             direction = toward.add_(direction, alpha=size / before)
-        return step, 1.25 * (held + 10 * gain) / 2
+        return step, held + 10 * gain
 
     def _bent(self, point: Tensor, direction: Tensor, penalty: float) -> Tensor:
         """The Hessian times a direction, both [d + 1, c]."""
         self.evaluations += 1
         bent, both = torch.zeros_like(point), torch.cat([point, direction], dim=1)
-        low_both = both[:-1].bfloat16() if self.quick else both[:-1]
         for block in self.rows.blocks():
-            low = self.quick and isinstance(block, DenseBlock)
-            found = block.times(low_both if low else both[:-1]).to(both.dtype).add_(both[-1])
+            found = block.times(both[:-1]).add_(both[-1])
             logits_mc, along_mc = found.chunk(2, dim=1)
             p_mc = logits_mc.softmax(dim=1)
             along_mc *= p_mc
             along_mc -= p_mc.mul_(along_mc.sum(dim=1, keepdim=True))
-            bent[:-1] += block.transposed_times(along_mc.bfloat16() if low else along_mc)
+            bent[:-1] += block.transposed_times(along_mc)
             bent[-1] += along_mc.sum(dim=0)
         bent /= self.rows.n
         bent[:-1] += penalty * direction[:-1]
