@@ -92,7 +92,7 @@ def theirs(
             if last[0] <= enough:
                 raise Reached
 
-        return minimize(*args, callback=callback, **kwargs)
+        return minimize(*args, **{**kwargs, "callback": callback})
 
     monkeypatch.setattr(_logistic.optimize, "minimize", watched)
     model = LogisticRegression(C=1 / (penalty * N), tol=1e-12, max_iter=MOST)
