@@ -193,7 +193,7 @@ def to_optimum(
     model: LogisticRegression, x_nd: np.ndarray, y_n: np.ndarray, penalty: float
 ) -> None:
     """What is left of the loss is no more than |gradient|²/2λ, and the loss falls with λ too."""
-    model.set_params(C=1 / (penalty * len(y_n)), tol=min(1e-6, 1e-3 * penalty)).fit(x_nd, y_n)
+    model.set_params(C=1 / (penalty * len(y_n)), tol=min(3e-6, 3e-3 * penalty)).fit(x_nd, y_n)
 
 
 def logits_of(model: LogisticRegression, x_nd: np.ndarray) -> np.ndarray:

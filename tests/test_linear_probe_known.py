@@ -27,12 +27,12 @@ from tests.slow_linear_probe import (
     to_optimum,
 )
 
-KS = (1, 2, 5, 10, 20, 50, 100)
+KS = (1, 5, 20, 100)
 NAMES = ("tiny-clip", "tiny-bioclip", "tiny-dinov2", "tiny-vit", "tiny-resnet")
 FEATURE = dict.fromkeys(NAMES, "cls") | {"tiny-resnet": "mean"}  # the default of each
 
 SMALL = (
-    Slow("tiny-vit/topk-k8", "shapes", 240, 200, "cls", "genus", ks=(5,), levels=("family",)),
+    Slow("tiny-vit/topk-k8", "shapes", 200, 200, "cls", "genus", ks=(5,), levels=("family",)),
     Slow("tiny-resnet/topk-k8", "shapes", 200, 200, "mean", "family", ks=(20,)),
 )
 LARGE = [
@@ -46,7 +46,9 @@ LARGE = [
     Slow("tiny-resnet/topk-k8", "shapes", 400, 300, "embedding", "genus", ks=(20,)),
 ]
 LOSS = 2e-3  # of a loss on test images: what optima to 1e-4 differ by
+FLAT = 1e-2  # of one or two latents, whose weights can grow a long way for nothing
 IMAGES = 3  # test images that they may call otherwise
+TIES = 0.05  # of them where one latent is read: it is silent on most, and classes are as good
 
 
 Rows = list[dict[str, Any]]
@@ -93,12 +95,13 @@ def compared(slow: Slow, rows: Rows) -> None:
     found = column_of(rows, "value")
     assert set(expected) <= set(found)
     for key, value in expected.items():
+        few = re.search("_k[12](_|$)", key[0])
+        twice = 2 if "increase" in key[0] or "delta" in key[0] or "macro" in key[0] else 1
         if "loss" in key[0]:
-            error = LOSS * max(1, value) * (2 if "increase" in key[0] else 1)
-            assert found[key] == pytest.approx(value, abs=error), key
-        else:  # of a class there are few images
-            share = IMAGES / slow.n_test * (2 if "macro" in key[0] or "delta" in key[0] else 1)
-            assert found[key] == pytest.approx(value, abs=share + 1e-9), key
+            error = (FLAT if few else LOSS) * max(1, value) * twice
+        else:
+            error = (TIES if few else IMAGES / slow.n_test) * twice + 1e-9
+        assert found[key] == pytest.approx(value, abs=error), key
     baseline = column_of(rows, "baseline")
     for (metric, variant), value in baseline.items():
         if "delta" in metric or "increase" in metric:
@@ -192,12 +195,12 @@ def test_labels_at_random_leave_nothing_to_be_learned(
 
 
 def long_tailed() -> tuple[np.ndarray, np.ndarray]:
-    """200 classes, the k-th with about 400/k rows, the rarest with 2: a common mean, few axes."""
+    """200 classes, the k-th with about 300/k rows, the rarest with 2: a common mean, few axes."""
     random = np.random.default_rng(0)
-    sizes = np.maximum(2, 400 // np.arange(1, 201))
+    sizes = np.maximum(2, 300 // np.arange(1, 201))
     y_n = random.permutation(np.repeat(np.arange(200), sizes))
-    axes_d = np.geomspace(3, 0.1, 24)
-    x_nd = (random.normal(size=(200, 24))[y_n] + random.normal(size=(len(y_n), 24))) * axes_d + 5
+    axes_d = np.geomspace(3, 0.1, 16)
+    x_nd = (random.normal(size=(200, 16))[y_n] + random.normal(size=(len(y_n), 16))) * axes_d + 5
     return x_nd, y_n
 
 
