@@ -19,13 +19,8 @@ import saebench
 from saebench.data import Dataset, Manifest
 from saebench.probe import DenseRows, Probe, fit_probe
 from saebench.task import variant_string
-from tests.slow_linear_probe import (
-    Slow,
-    cross_entropy,
-    log_softmax,
-    logits_of,
-    to_optimum,
-)
+from tests.slow_linear_probe import Slow
+from tests.slow_probes import cross_entropy, log_softmax, logits_of, to_optimum
 
 KS = (1, 5, 20, 100)
 NAMES = ("tiny-clip", "tiny-bioclip", "tiny-dinov2", "tiny-vit", "tiny-resnet")
