@@ -6,23 +6,21 @@ wave is one pass over the images.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saebench.coders import CoderRef, Refusal, chain_of, choose
+from saebench.coders import CoderRef, Refusal, choose
 from saebench.errors import DataError, UsageError, WeightsError
 from saebench.heads import check_head, head_in_use, readouts_identity, said_once
 from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.probe_options import (
-    LONG,
     by_shots,
     check_probes,
     check_shots,
+    feature_said_once,
     label_said_once,
-    n_train_of,
     needs_probes,
     probes_identity,
 )
@@ -41,16 +39,8 @@ from saebench.units import (
     head_identity,
     root_sites,
 )
-from saebench.weights import weights_bytes, weights_sha256
-
-
-@dataclass(frozen=True)
-class Wave:
-    """Coders that are held in memory together, with all their units: one pass over the images."""
-
-    coders: tuple[CoderRef, ...]
-    units: tuple[Unit, ...]
-    n_bytes: int
+from saebench.waves import Wave, memory_bytes, waves_of
+from saebench.weights import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -137,8 +127,18 @@ def make_plan(
                 what = f"{who} · {task.name}"
                 refused.setdefault(what, Refusal(what, error))
         for coder in choice.refs[backbone.name]:
+            fit = []
+            for task in able:
+                try:
+                    if needs_probes(task):
+                        feature_said_once(registry, backbone, coder, task, values_of(task, chosen))
+                    fit.append(task)
+                except UsageError as error:  # tokens that it does not cover: the others go on
+                    place = f"{backbone.name} · {coder.site} · {coder.tokens}"
+                    what = f"{place} · {coder.label} · {task.name}"
+                    refused.setdefault(what, Refusal(what, error))
             try:
-                units += _units(config, registry, backbone, coder, able, source, chosen)
+                units += _units(config, registry, backbone, coder, fit, source, chosen)
             except WeightsError as error:  # an SAE without a file: the others go on
                 sae = coder.sae.name if coder.sae else coder.label
                 refused.setdefault(sae, Refusal(sae, error))
@@ -146,7 +146,7 @@ def make_plan(
         done += [unit for unit in units if is_done(unit.id)]
         left = [unit for unit in units if not is_done(unit.id)]
         if left:
-            waves = tuple(_waves(registry, left, memory_bytes(config.memory)))
+            waves = tuple(waves_of(registry, left, memory_bytes(config.memory)))
             groups.append(Group(backbone, sources[name], waves))
     return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
 
@@ -160,15 +160,6 @@ def check_config(config: RunConfig) -> None:
     if config.workers is not None and config.workers < 0:
         raise UsageError(f"--workers {config.workers}: it has to be 0 or more")
     memory_bytes(config.memory)
-
-
-def memory_bytes(text: str) -> int:
-    """'4GiB', '500MB', '2g' -> bytes."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"--memory {text}: not a size", "write it as  4GiB  or  500MB")
-    base = 1024 if found[3] or not text.lower().rstrip().endswith("b") else 1000
-    return int(float(found[1]) * base ** " kmgt".index(found[2] or " "))
 
 
 def _backbones(config: RunConfig, registry: Registry) -> list[BackboneSpec]:
@@ -219,7 +210,9 @@ def _units(
     if config.bad_images != "fail":  # images may then be left out
         dataset["bad_images"] = config.bad_images
     for task in tasks:
-        for conventions, values in _variants(config, backbone, task, source, chosen):
+        for conventions, values in _variants(
+            config, registry, backbone, coder, task, source, chosen
+        ):
             options: dict[str, Any] = dict(not_default(task, values))
             options |= {"conventions": True} if conventions else {}
             identity = {
@@ -244,7 +237,9 @@ def _units(
 
 def _variants(
     config: RunConfig,
+    registry: Registry,
     backbone: BackboneSpec,
+    coder: CoderRef,
     task: type[Task],
     source: Source,
     chosen: Chosen,
@@ -255,6 +250,7 @@ def _variants(
         if "readouts" in task.needs:
             values = said_once(backbone, source.spec, values)
         if needs_probes(task):
+            values = feature_said_once(registry, backbone, coder, task, values)
             values = label_said_once(source, values)
         for one in by_shots(task, values, config.shots):
             yield conventions, one
@@ -282,52 +278,3 @@ def check_names(source: Source, names: str) -> None:
             f"the classes of '{source.spec.name}' have no names '{names}'",
             f"they have: {', '.join(known)}",
         )
-
-
-def _waves(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:
-    """The waves of a group. Units that take a long pass over train images come last.
-
-    So all else is finished and kept by then.
-    """
-    for long in (False, True):
-        yield from _pack(registry, [u for u in units if (n_train_of(u) > LONG) == long], memory)
-
-
-def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wave]:
-    """First fit in order: a coder joins the wave while their sum stays within `memory`.
-
-    A derived control stands behind the SAE it is made from, so that they mostly share a wave.
-    """
-    by_coder: dict[CoderRef, list[Unit]] = {}
-    for unit in units:
-        by_coder.setdefault(unit.coder, []).append(unit)
-    wave: list[CoderRef] = []
-    held = 0
-
-    def close() -> Wave:
-        return Wave(tuple(wave), tuple(u for c in wave for u in by_coder[c]), held)
-
-    for coder in by_coder:
-        size = _bytes(registry, coder, by_coder[coder][0].backbone)
-        if wave and held + size > memory:
-            yield close()
-            wave, held = [], 0
-        wave.append(coder)
-        held += size
-    if wave:
-        yield close()
-
-
-def _bytes(registry: Registry, coder: CoderRef, backbone: BackboneSpec) -> int:
-    """Memory that a coder takes, from above: a file may hold float16, and computing is float32.
-
-    An SAE on an SAE holds those below it too, and a set all its members.
-    """
-    if coder.members:
-        return sum(_bytes(registry, member, backbone) for member in coder.members)
-    if coder.control in ("identity", "zero", "mean"):
-        return 0
-    if coder.control == "pca":
-        return backbone.sites[coder.site].width * (coder.k or 0) * 4
-    assert coder.sae is not None
-    return 2 * sum(weights_bytes(link) for link in chain_of(registry, coder.sae))

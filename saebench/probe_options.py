@@ -12,15 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from saebench.coders import CoderRef
 from saebench.data.dataset import Dataset
 from saebench.errors import DataError, UsageError
 from saebench.heads import PROBE
+from saebench.probe_features import Feature, covered, feature_of, said_once
+from saebench.registry import Registry
+from saebench.specs import BackboneSpec, SiteSpec
 from saebench.task import Task
-from saebench.units import Source, Unit
+from saebench.units import Source, Unit, root_site
+from saebench.weights import weights_bytes
 
 FEW_SHOT = 1  # rises when few-shot samples could come out otherwise
 FULL = "full"  # value of the option `shots`
 LONG = 2**15  # train images: a pass over more comes after all else that a run does
+SPARSE = (1, 2, 5, 10, 20, 50, 100)  # latents of the k-sparse probes
+BEST = 4096  # latents that a probe of a large dictionary is limited to
+LARGEST = 2**26  # coefficients of a probe of codes
 
 
 def needs_probes(task: type[Task]) -> bool:
@@ -69,6 +77,29 @@ def _number_of_shots(task: type[Task], said: str) -> str:
             f"a whole number from 1 on, or {FULL}",
         )
     return str(int(said))
+
+
+def feature_said_once(
+    registry: Registry,
+    backbone: BackboneSpec,
+    coder: CoderRef,
+    task: type[Task],
+    options: dict[str, str],
+) -> dict[str, str]:
+    """The same options with the feature as `auto` where that is the same tokens of this coder.
+
+    Errors: UsageError for tokens that it does not cover.
+    """
+    chosen = options.get("feature", "auto")
+    if chosen == "auto":
+        return options
+    site = backbone.sites[root_site(registry, coder)]
+    try:
+        once = said_once(chosen, covered(site, coder), f"'{coder.label}'")
+    except UsageError as error:
+        what = f"--option {task.name}.feature={chosen}: {error.what}"
+        raise UsageError(what, error.hint) from None
+    return {**options, "feature": once}
 
 
 def label_said_once(source: Source, options: dict[str, str]) -> dict[str, str]:
@@ -134,3 +165,43 @@ def n_train_of(unit: Unit) -> int:
         return unit.source.n_full
     n_classes = len(class_names_of(dataset, unit.options.get("label", "")))
     return min(2 * shots * n_classes, len(dataset.manifest(unit.source.spec.train)))
+
+
+def latents_at_most(ref: CoderRef, site: SiteSpec) -> int | None:
+    """d_sae, from above; None where no weights are here to tell by.
+
+    An SAE's weights are two matrices, of two bytes a number at least.
+    """
+    if ref.control == "identity":
+        return site.width
+    if ref.control in ("zero", "mean"):
+        return 0
+    if ref.control == "pca":
+        return ref.k
+    assert ref.sae is not None
+    return weights_bytes(ref.sae) // (2 * 2 * site.width) or None
+
+
+def feature_width(unit: Unit, site: SiteSpec, feature: Feature) -> int:
+    """f. How wide an embedding is no entry says: counted as the widest site."""
+    if feature.name == "embedding":
+        return max(other.width for other in unit.backbone.sites.values())
+    return len(feature.parts) * site.width
+
+
+def probe_coefficients(unit: Unit, site: SiteSpec) -> int:
+    """Numbers of all probes of a unit, from above: on x, on x̂, on codes, k-sparse.
+
+    A dictionary that is too large is read by its best latents; one that is smaller than it seems
+    is not, and then has up to LARGEST coefficients.
+    """
+    dataset, options, ref = unit.source.dataset, unit.options, unit.coder
+    if not needs_probes(unit.task) or dataset is None:
+        return 0
+    c = len(class_names_of(dataset, options.get("label", "")))
+    feature = feature_of(options.get("feature", "auto"), covered(site, ref), ref.label)
+    latents = (latents_at_most(ref, site) or 0) * len(feature.code_parts)
+    most = BEST * c if options.get("solver") == "ridge" else max(LARGEST, BEST * c)
+    of_codes = len(feature.poolings) * min(latents * c, most)
+    of_few = c * sum(k for k in SPARSE if k <= latents)
+    return 2 * feature_width(unit, site, feature) * c + of_codes + of_few

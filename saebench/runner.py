@@ -29,7 +29,7 @@ from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.images import Images
 from saebench.loading import Loaded, load_coders
-from saebench.plan import Group, Wave
+from saebench.plan import Group
 from saebench.probing.collect import Collector
 from saebench.probing.prober import Probing
 from saebench.reading import Reading
@@ -41,6 +41,7 @@ from saebench.store import Store
 from saebench.task import Batch, Task
 from saebench.tiles import TILE_BYTES, Tiles
 from saebench.units import Unit, backbone_identity
+from saebench.waves import Wave
 
 SEEN = "n_images_seen"  # beside a task's own state: how many images of the segment decoded
 

@@ -43,7 +43,7 @@ class LinearProbe(Task):
     options: ClassVar[Mapping[str, Option]] = {
         "feature": Option(
             "auto",
-            ("auto", "cls", "mean", "cls+mean", "embedding"),
+            ("auto", "cls", "mean", "cls+mean", "pooled", "embedding"),
             "what a probe reads; auto: CLS where it is covered, else the mean of the tokens",
         ),
         "label": Option("", doc="label level that is told apart; by default the main label"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saebench.probe.single import SingleLatents
 from saebench.probe.tree import Tree
-from saebench.probing.features import feature_of
+from saebench.probe_features import feature_of
 from saebench.probing.probes import Fitted, Probes
 from tests.measure import Fixed
 from tests.test_saes import D, S, make, numbers

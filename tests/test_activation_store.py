@@ -624,7 +624,7 @@ def test_a_dry_run_says_what_it_will_take(
         "--out",
         str(tmp_path / "r"),
     ]
-    arguments += ["--sae", "small/a", "small/mlp", "--dry-run"]
+    arguments += ["--sae", "small/a", "small/mlp", "--task", "reconstruction", "--dry-run"]
     for more, said in ((["--store", "tokens"], True), ([], False)):
         with pytest.raises(SystemExit) as ended:
             main([*arguments, *more])

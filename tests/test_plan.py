@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from saebench.errors import DataError, NotFound, UsageError, WeightsError
-from saebench.plan import Plan, make_plan, memory_bytes
+from saebench.plan import Plan, make_plan
 from saebench.registry import Registry
 from saebench.runconfig import RunConfig
 from saebench.specs import DatasetSpec
 from saebench.units import SEGMENT, Source
+from saebench.waves import memory_bytes
 from tests.content import BACKBONE, TASK, sae_entry, write
 
 FILES = {

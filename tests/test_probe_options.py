@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from saebench import api
+from saebench import api, probe_options
 from saebench.api import config_of
 from saebench.data.manifest import Manifest
 from saebench.errors import SpecError, UsageError
@@ -42,6 +44,17 @@ Planned = Callable[..., Plan]
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    return planning(tmp_path_factory.mktemp("content"))
+
+
+@pytest.fixture(scope="module")
+def planned_too(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """With an SAE of patches beside that of all tokens."""
+    patches = {"registry/saes/small/patches.toml": sae_entry(tokens="patches", l0=4.0)}
+    return planning(tmp_path_factory.mktemp("more"), patches)
+
+
+def planning(folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> Planned:
     files = {
         "registry/backbones/small.toml": BACKBONE,
         "registry/saes/small/a.toml": sae_entry(l0=4.0),
@@ -49,7 +62,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
         "tasks/rows.py": TASK,
         "tasks/probing.py": PROBES,
     }
-    root = write(tmp_path_factory.mktemp("content"), files)
+    root = write(folder, {**files, **more})
     registry, opened = Registry.load([root]), dict[tuple[str, int | None], Source]()
 
     def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
@@ -86,6 +99,77 @@ def test_they_are_fitted_on_all_train_images(planned: Planned, dataset: str) -> 
 )
 def test_each_choice_is_a_unit_of_its_own(planned: Planned, option: str) -> None:
     assert one(planned(option=f"probing.{option}")).id != one(planned()).id
+
+
+@pytest.mark.parametrize(
+    ("sae", "same", "others"),
+    [
+        ("small/a", "cls", ["mean", "cls+mean", "embedding"]),
+        ("small/patches", "mean", ["embedding"]),
+    ],
+)
+def test_the_usual_feature_by_another_name_is_no_other_unit(
+    planned_too: Planned, sae: str, same: str, others: list[str]
+) -> None:
+    usual = one(planned_too(sae=sae))
+    named = one(planned_too(sae=sae, option=f"probing.feature={same}"))
+    assert named.options["feature"] == "auto"
+    assert named.id == usual.id
+    ids = {one(planned_too(sae=sae, option=f"probing.feature={name}")).id for name in others}
+    assert len(ids | {usual.id}) == len(others) + 1
+
+
+@pytest.mark.parametrize("feature", ["cls", "cls+mean", "pooled"])
+def test_a_feature_that_a_coder_does_not_cover_leaves_the_others(
+    planned_too: Planned, feature: str
+) -> None:
+    options = {"sae": ["small/a", "small/patches"], "task": ["rows", "probing"]}
+    plan = planned_too(option=f"probing.feature={feature}", **options)
+    covers = ["small/patches"] if feature != "pooled" else ["small/a", "small/patches"]
+    assert [refusal.name.split(" · ")[-2:] for refusal in plan.refused] == [
+        [name, "probing"] for name in covers
+    ]
+    said = str(plan.refused[-1].error)
+    missing = "pooled" if feature == "pooled" else "cls"
+    assert f"reads {missing}, and 'small/patches' covers patches" in said
+    assert "choose another of: auto, cls, mean" in said
+    found = [(u.task.name, u.coder.name) for u in plan.units]
+    everything = [(task, name) for name in options["sae"] for task in options["task"]]
+    assert found == [pair for pair in everything if pair[0] == "rows" or pair[1] not in covers]
+
+
+def test_waves_leave_room_for_probes(planned: Planned) -> None:
+    """The weights' 1,000 bytes are at most 15 latents of 16 dimensions; 48 classes."""
+    few = 48 * (1 + 2 + 5 + 10)
+    of_cls = 2 * 16 * 48 + 15 * 48 + few
+    of_both = 2 * 32 * 48 + 2 * 30 * 48 + few + 48 * 20  # pooled in two ways; k of up to 30
+    small, both = 2000 + 8 * of_cls, 2000 + 8 * of_both
+    options = {"task": ["rows", "probing"], "sae": ["small/a"]}
+    assert n_bytes(planned(**options)) == [small]
+    assert n_bytes(planned(**options, option="probing.feature=cls+mean")) == [both]
+    assert n_bytes(planned(**options, shots=[1, 5])) == [2000 + 3 * 8 * of_cls]
+    assert n_bytes(planned(task="rows", sae=["small/a"])) == [2000]
+    of_identity = 8 * (2 * 16 * 48 + 16 * 48 + few)
+    two = {**options, "sae": ["small/a", "identity"]}
+    assert n_bytes(planned(**two, memory=f"{small + of_identity}")) == [small + of_identity]
+    assert n_bytes(planned(**two, memory=f"{small + of_identity - 1}")) == [small, of_identity]
+
+
+def n_bytes(plan: Plan) -> list[int]:
+    """Of each wave; in the order of the SAEs that were asked for."""
+    (group,) = plan.groups
+    return [wave.n_bytes for wave in group.waves]
+
+
+def test_the_probe_of_a_large_dictionary_is_not_counted_larger_than_it_is(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """15 latents times 48 classes are 720 coefficients; the best 4 latents have 192."""
+    monkeypatch.setattr(probe_options, "LARGEST", 500)
+    monkeypatch.setattr(probe_options, "BEST", 4)
+    rest = 2000 + 8 * (2 * 16 * 48 + 48 * (1 + 2 + 5 + 10))
+    assert n_bytes(planned(sae="small/a")) == [rest + 8 * 500]
+    assert n_bytes(planned(sae="small/a", option="probing.solver=ridge")) == [rest + 8 * 4 * 48]
 
 
 def test_other_tasks_know_nothing_of_it(planned: Planned) -> None:

@@ -24,9 +24,9 @@ from saebench.errors import DataError, ImageError, WriteError
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders
 from saebench.plan import make_plan
+from saebench.probe_features import Pooling, feature_of
 from saebench.probing import chunks, features, tables
 from saebench.probing.collect import Asked, Collected, Collector
-from saebench.probing.features import Pooling, feature_of
 from saebench.probing.sample import Sample, sample_of
 from saebench.registry import Registry
 from saebench.saes import Sae

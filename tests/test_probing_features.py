@@ -15,14 +15,9 @@ from saebench.backbones import Output
 from saebench.codes import Codes
 from saebench.controls import Identity, Zero
 from saebench.errors import UsageError
+from saebench.probe_features import Feature, feature_of
 from saebench.probing import features as module
-from saebench.probing.features import (
-    Feature,
-    clean_features,
-    feature_of,
-    pooled_codes,
-    reconstructed_features,
-)
+from saebench.probing.features import clean_features, pooled_codes, reconstructed_features
 from tests.measure import LocalBatch
 
 B, D, S = 5, 6, 9
@@ -154,7 +149,7 @@ def test_features_of_every_layout(
 def test_tokens_that_are_not_covered_are_refused(layout: str, chosen: str, missing: str) -> None:
     with pytest.raises(UsageError, match=f"reads {missing}, and the SAE covers") as caught:
         feature_of(chosen, LAYOUTS[layout], "the SAE")
-    assert "auto, cls, mean, cls+mean, embedding" in caught.value.hint
+    assert "auto, cls, mean, cls+mean, pooled, embedding" in caught.value.hint
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

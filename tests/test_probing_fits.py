@@ -231,8 +231,8 @@ def test_an_error_is_that_of_its_own_unit(tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
-def test_a_feature_that_a_coder_does_not_cover_is_its_own_error(done: Case) -> None:
-    with pytest.warns(UserWarning, match="units failed"):
+def test_a_feature_that_a_coder_does_not_cover_is_refused(done: Case) -> None:
+    with pytest.warns(UserWarning, match="reads cls, and 'identity' covers grid"):
         rows = done.run(backbone="tiny-resnet", sae="identity", option="linear_probe.feature=cls")
     assert rows.empty
 

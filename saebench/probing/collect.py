@@ -21,9 +21,9 @@ from typing import Any, Literal
 from saebench.backbones import Backbone
 from saebench.data import Dataset
 from saebench.loading import Loaded
+from saebench.probe_features import Feature
 from saebench.probing.chunks import Collecting
 from saebench.probing.collected import Asked, Collected
-from saebench.probing.features import Feature
 from saebench.probing.jobs import Keys, What
 from saebench.probing.sample import Sample
 from saebench.probing.tables import Tables

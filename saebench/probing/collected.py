@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saebench.probing.features import Feature, Pooling
+from saebench.probe_features import Feature, Pooling
 from saebench.probing.jobs import What
 from saebench.probing.tables import CodesTable, FeatureTable
 from saebench.units import Unit

@@ -14,9 +14,7 @@ by the same functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,61 +22,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from saebench.codes import Codes
-from saebench.errors import UsageError
+from saebench.probe_features import Feature, Pooling
 from saebench.task import Batch
 
-FEATURES = ("auto", "cls", "mean", "cls+mean", "embedding")  # values of a task's option `feature`
-SPATIAL = ("patches", "grid")
 CELLS = 1 << 22  # latents of images that are pooled at once
-
-Pooling = Literal["max", "mean", "none"]  # none: there is one token
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature of one coder's tokens. parts: of `name`, each a slice of the t covered tokens.
-
-    code_parts: the same for codes.
-    """
-
-    name: str
-    parts: tuple[slice, ...]
-    code_parts: tuple[slice, ...]
-
-    @property
-    def poolings(self) -> tuple[Pooling, ...]:
-        """In how many ways codes become one vector; the first is the default."""
-        several = any(part.stop - part.start > 1 for part in self.code_parts)
-        return ("max", "mean") if several else ("none",)
-
-
-def feature_of(chosen: str, kinds: Mapping[str, slice], who: str) -> Feature:
-    """The feature that an option's value names, among the tokens that a coder covers.
-
-    kinds: token kind -> its slice of them. `auto`: CLS where it is covered, the vector of a pooled
-    site, else the mean. Errors: UsageError for tokens that it does not cover.
-    """
-    usual = "cls" if "cls" in kinds else "pooled" if "pooled" in kinds else "mean"
-    name = usual if chosen == "auto" else chosen
-    codes = _parts(usual if name == "embedding" else name, kinds, who)
-    return Feature(name, () if name == "embedding" else codes, codes)
-
-
-def _parts(name: str, kinds: Mapping[str, slice], who: str) -> tuple[slice, ...]:
-    spatial = [kinds[kind] for kind in SPATIAL if kind in kinds]
-    found: list[slice] = []
-    for part in name.split("+"):
-        if part == "mean" and not spatial and name == "mean" and "cls" not in kinds:
-            spatial = [slice(0, max(p.stop for p in kinds.values()))]  # registers alone
-        tokens = spatial if part == "mean" else [kinds[part]] if part in kinds else []
-        if not tokens:
-            what = "patches or grid" if part == "mean" else part
-            raise UsageError(
-                f"the feature '{name}' reads {what}, and {who} covers {', '.join(kinds)}",
-                f"choose another of: {', '.join(FEATURES)}",
-            )
-        found += tokens
-    return tuple(found)
 
 
 def clean_features(batch: Batch, feature: Feature) -> Tensor:

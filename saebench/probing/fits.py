@@ -33,8 +33,9 @@ from saebench.probe.ranking import rank_latents
 from saebench.probe.ridge import fit_ridge
 from saebench.probe.single import SingleLatents, fit_single
 from saebench.probe.tree import Tree, fit_tree
+from saebench.probe_features import Pooling
+from saebench.probe_options import BEST, LARGEST, SPARSE
 from saebench.probing.collected import Asked, Collected
-from saebench.probing.features import Pooling
 from saebench.probing.probes import Fitted, Probes
 from saebench.probing.sample import Sample
 from saebench.probing.stored import arrays_of, fitted_of, on_device
@@ -42,9 +43,6 @@ from saebench.probing.train_codes import TrainCodes
 from saebench.store import Store
 from saebench.task import variant_string
 
-SPARSE = (1, 2, 5, 10, 20, 50, 100)
-BEST = 4096  # latents that a probe of a large dictionary is limited to
-LARGEST = 2**26  # coefficients of a probe of codes
 IN_MEMORY = 2**31  # bytes of features
 
 T = TypeVar("T")

@@ -19,13 +19,8 @@ from saebench.coders import on_decoder, token_kinds
 from saebench.errors import NonFiniteError
 from saebench.finite import all_finite
 from saebench.identity import content_hash
-from saebench.probing.features import (
-    Feature,
-    Pooling,
-    clean_features,
-    pooled_codes,
-    reconstructed_features,
-)
+from saebench.probe_features import Feature, Pooling
+from saebench.probing.features import clean_features, pooled_codes, reconstructed_features
 from saebench.probing.tables import (
     CodesTable,
     CodesWriter,

@@ -13,7 +13,7 @@ from typing import Any
 from saebench.metrics.probe_scores import Score, What
 from saebench.metrics.substitution import TOP_K
 from saebench.probe.tree import ROWS
-from saebench.probing.features import Pooling
+from saebench.probe_features import Pooling
 from saebench.probing.probes import Fitted, Probes
 
 KS = (1, 2, 5, 10, 20, 50, 100)  # latents of the k-sparse probes

@@ -18,10 +18,10 @@ from saebench.data import Dataset
 from saebench.errors import is_out_of_memory
 from saebench.images import rebased
 from saebench.loading import Loaded
+from saebench.probe_features import feature_of
 from saebench.probe_options import LONG, needs_probes, shots_of
 from saebench.probing.collect import Collector
 from saebench.probing.collected import Asked
-from saebench.probing.features import feature_of
 from saebench.probing.fits import Fits, Missing, Wanted
 from saebench.probing.probes import Probes
 from saebench.probing.sample import Sample, sample_of

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from saebench.codes import Codes
 from saebench.probe.single import SingleLatents
 from saebench.probe.tree import Tree
-from saebench.probing.features import Feature, Pooling
+from saebench.probe_features import Feature, Pooling
 from saebench.saes import weighted_rows
 
 

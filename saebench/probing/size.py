@@ -16,16 +16,20 @@ import shutil
 from dataclasses import dataclass
 
 from saebench.activation_size import gigabytes
-from saebench.coders import CoderRef, token_kinds
-from saebench.errors import UsageError
+from saebench.coders import CoderRef
 from saebench.paths import user_store
 from saebench.plan import Plan
-from saebench.probe_options import FULL, n_train_of, needs_probes
-from saebench.probing.features import Feature, feature_of
+from saebench.probe_features import Feature, covered, feature_of
+from saebench.probe_options import (
+    FULL,
+    feature_width,
+    latents_at_most,
+    n_train_of,
+    needs_probes,
+)
 from saebench.registry import Registry
 from saebench.specs import SiteSpec
-from saebench.units import Unit, root_site
-from saebench.weights import weights_bytes
+from saebench.units import root_site
 
 _PLACE, _COUNT = 8, 16  # bytes of an image beside its features, beside its codes
 
@@ -53,16 +57,13 @@ def probe_size(plan: Plan, registry: Registry) -> ProbeSize:
             continue
         n, ref = n_train_of(unit), unit.coder
         site = unit.backbone.sites[root_site(registry, ref)]
-        kinds = _covered(site, ref)
-        try:
-            feature = feature_of(unit.options["feature"], kinds, ref.label)
-        except UsageError:  # a unit that fails for itself, and takes nothing
-            continue
+        kinds = covered(site, ref)
+        feature = feature_of(unit.options["feature"], kinds, ref.label)
         few = unit.options["shots"] != FULL
         sample = (unit.options["shots"], unit.options["label"] if few else "")
         pass_ = (unit.backbone.name, unit.source.spec.name, sample)
         place = (root_site(registry, ref), tuple(kinds), feature.name)
-        dense = n * (4 * _width(unit, site, feature) + _PLACE)
+        dense = n * (4 * feature_width(unit, site, feature) + _PLACE)
         per_token = _active(ref, site)
         if per_token is None:
             unstated[ref.name] = None
@@ -93,23 +94,6 @@ def probe_line(plan: Plan, registry: Registry) -> str | None:
     )
 
 
-def _covered(site: SiteSpec, ref: CoderRef) -> dict[str, slice]:
-    """Token kind -> its slice of the tokens that a coder covers."""
-    covered: dict[str, slice] = {}
-    start = 0
-    for kind in token_kinds(site, ref.tokens, who=ref.label):
-        count = site.kinds[kind].stop - site.kinds[kind].start
-        covered[kind] = slice(start, start + count)
-        start += count
-    return covered
-
-
-def _width(unit: Unit, site: SiteSpec, feature: Feature) -> int:
-    if feature.name == "embedding":
-        return max(other.width for other in unit.backbone.sites.values())
-    return len(feature.parts) * site.width
-
-
 def _active(ref: CoderRef, site: SiteSpec) -> int | None:
     """Latents of a token that are active, as its entry states; None where it does not."""
     if ref.control == "identity":
@@ -127,9 +111,7 @@ def _code_bytes(ref: CoderRef, site: SiteSpec, feature: Feature, per_token: int 
     """Bytes of an image's codes, of all poolings; without its dictionary where none is known."""
     if per_token == 0:
         return 0
-    dictionary = per_token
-    if ref.sae is not None:  # its weights are two matrices, of two bytes a number at least
-        dictionary = weights_bytes(ref.sae) // (2 * 2 * site.width) or None
+    dictionary = latents_at_most(ref, site)
     nonzero = 0
     for part in feature.code_parts:
         tokens = part.stop - part.start

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from saebench.data import Access, open_dataset
-from saebench.plan import memory_bytes
+from saebench.waves import memory_bytes
 from saebench.registry import Registry
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, semantic_fields
 from saebench.train.config import TrainConfig

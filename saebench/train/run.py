@@ -14,7 +14,7 @@ from saebench.data import open_dataset
 from saebench.errors import Mismatch
 from saebench.formats import read_entry, read_sae, write_sae
 from saebench.identity import canonical_json, content_hash
-from saebench.plan import memory_bytes
+from saebench.waves import memory_bytes
 from saebench.registry import Registry
 from saebench.rows import choose_device
 from saebench.train.checkpoint import Checkpoint
