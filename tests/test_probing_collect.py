@@ -19,7 +19,9 @@ from saebench import atomic, evaluation
 from saebench.api import config_of, source_of
 from saebench.backbones import Backbone, load_backbone
 from saebench.codes import Codes
+from saebench.controls import Identity
 from saebench.data.shapes import Shapes
+from saebench.entries import read_manifest
 from saebench.errors import DataError, ImageError, WriteError
 from saebench.fit import Fitter
 from saebench.loading import Loaded, load_coders
@@ -470,6 +472,51 @@ def test_memory_that_runs_out(case: Case, tmp_path: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose(x, np.concatenate(expected.dense(asked[0], "x")), atol=1e-5)
 
 
+def same_to_the_bit(found: Collected, asked: Asked) -> list[bool]:
+    """Of each chunk, whether x̂ of the identity control is x."""
+    parts = zip(found.dense(asked, "x"), found.dense(asked, "xhat"), strict=True)
+    return [np.array_equal(x, xhat) for x, xhat in parts]
+
+
+def test_x_and_its_reconstruction_are_of_the_same_batches(case: Case) -> None:
+    case.collect("small/a", feature="mean")  # clean features, which the next could read
+    case.batch, case.seen = BATCH - 1, 0
+    (one,), found = case.collect("identity", feature="mean")
+    assert case.seen == N
+    assert found.batch == BATCH - 1
+    assert all(same_to_the_bit(found, one))
+    case.collect("small/a", "identity", feature="mean")
+    assert case.seen == 2 * N  # only what the identity has was there in this size
+    case.batch, case.seen = BATCH, 0
+    _, found = case.collect("small/a", feature="mean")
+    assert (case.seen, found.batch) == (0, BATCH)
+
+
+def test_no_chunk_is_of_batches_of_two_sizes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean features are there, and memory runs out in the second chunk."""
+    case.collect("small/a", feature="mean")
+    honest, n_encoded = Identity.encode, [0]
+
+    def encode(self: Identity, x_nd: Tensor, **more: Any) -> Codes:
+        n_encoded[0] += len(x_nd)
+        if n_encoded[0] > CHUNK * 17 and len(x_nd) > 17:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(self, x_nd, **more)
+
+    monkeypatch.setattr(Identity, "encode", encode)
+    (one,), found = case.collect("identity", feature="mean")
+    assert found.batch == (BATCH, *[1] * (-(-N // CHUNK) - 1))
+    assert all(same_to_the_bit(found, one))
+    clean = [
+        manifest["fields"]
+        for id in case.store.ids(tables.FEATURES)
+        if (manifest := read_manifest(case.store.root / "shards" / tables.FEATURES / id))
+        and manifest["fields"]["what"] == "x"
+    ]
+    later = {fields["images"] for fields in clean if fields["batch"] == 1}
+    assert len(later) == -(-N // CHUNK) - 1
+
+
 def test_a_damaged_table_is_named_and_built_anew(case: Case) -> None:
     units = case.units("small/a")
     asked, loaded = case.asked(units, "mean"), case.loaded(units)
@@ -535,6 +582,9 @@ def test_what_identifies_a_table(case: Case) -> None:
     assert key(a) == key(b) == key(random)
     assert key(a) != key(a, cls)
     assert key(a) != key(a, sample=one)
+    usual = key(a)
+    collector.tiles.batch_size //= 2
+    assert key(a) != usual
     for what in ("xhat", "codes"):
         keys = {key(unit, what=what) for unit in (a, b, random, other)}
         assert len(keys) == 4

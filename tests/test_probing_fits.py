@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -235,6 +236,22 @@ def test_a_feature_that_a_coder_does_not_cover_is_refused(done: Case) -> None:
     with pytest.warns(UserWarning, match="reads cls, and 'identity' covers grid"):
         rows = done.run(backbone="tiny-resnet", sae="identity", option="linear_probe.feature=cls")
     assert rows.empty
+
+
+def test_the_identity_loses_nothing_whatever_was_fitted_before(
+    done: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe on x of other batches is there, which no refitted one may be compared with."""
+    monkeypatch.setattr(fits, "SPARSE", ())
+    shutil.copytree(done.folder / "store", tmp_path / "store")
+    case = Case(tmp_path)
+    before = len(list(case.artifacts("probe_dense", what="x", refit=True)))
+    rows = case.run(sae="identity", batch_size=7)
+    of_x = list(case.artifacts("probe_dense", what="x", refit=True))
+    assert (before, len(of_x)) == (1, 2)
+    deltas = rows[rows["metric"].str.match("probe_(delta|loss_increase)_(frozen|refit)")]
+    assert len(deltas) >= 8
+    assert set(deltas["value"]) == {0}
 
 
 def test_images_that_do_not_decode_make_other_artifacts(

@@ -1,7 +1,8 @@
 """The pass over a sample's images, chunk by chunk, and what is done where something goes wrong.
 
 an error of a coder         its units have it, and the others go on
-memory runs out             a smaller tile or batch, and the chunk is begun again
+memory runs out             a smaller tile or batch, and the chunk is begun again: with another size
+                            of batches all tables of a chunk are others
 the store is not writable   tables in memory, and the chunk is begun again
 an image does not decode    an error, or it is left out: then all tables of its chunk are others
 """
@@ -71,6 +72,7 @@ class Collecting:
         self.jobs: dict[str, Job] = {}  # by their identity
         self.job_of: dict[tuple[Unit, Name], Job] = {}
         self.found: dict[tuple[Chunk, Job], FeatureTable | CodesTable] = {}
+        self.batch: dict[Chunk, int] = {}  # images in a batch, of all tables of a chunk
         self.shown = 0  # images of a chunk, in the pass over it
         self.bad: dict[str, str] = {}  # ids of a chunk's images that did not decode -> why
         self.chunks = [
@@ -109,6 +111,9 @@ class Collecting:
         """The tables of a chunk that are not there, of units that have not failed."""
         if len(self.whose.left_out.get(chunk.hash, ())) == len(chunk.ids):
             return []  # not one of its images decodes
+        if self.batch.get(chunk) != self.tiles.batch_size:
+            self.batch[chunk] = self.tiles.batch_size
+            self._drop(chunk)
         left = []
         for job in self.jobs.values():
             if self._is_read(job) and (chunk, job) not in self.found:
@@ -118,6 +123,11 @@ class Collecting:
                 else:
                     self.found[chunk, job] = table
         return left
+
+    def _drop(self, chunk: Chunk) -> None:
+        """Its tables have to be others than those that were found."""
+        for job in self.jobs.values():
+            self.found.pop((chunk, job), None)
 
     def _is_of(self, unit: Unit, job: Job) -> bool:
         """Whether a unit still reads a table."""
@@ -130,7 +140,7 @@ class Collecting:
         """What identifies the table of a chunk."""
         bad = self.whose.left_out.get(chunk.hash)
         left_out = {"left_out": content_hash(bad)} if bad else {}
-        return {**job.fields, "images": chunk.hash, **left_out}
+        return {**job.fields, "images": chunk.hash, "batch": self.batch[chunk], **left_out}
 
     def _measure(self, chunks: Sequence[Chunk]) -> None:
         """One pass over the images of these chunks."""
@@ -251,8 +261,7 @@ class Collecting:
         bad = tuple(id for id in chunk.ids if id in self.bad)
         if bad != self.whose.left_out.get(chunk.hash, ()):
             self.whose.left_out[chunk.hash] = bad
-            for job in self.jobs.values():  # those are of other images
-                self.found.pop((chunk, job), None)
+            self._drop(chunk)  # those are of other images
         try:
             for job, filling in fillings.items():
                 filling.writer.complete(self._fields(chunk, job))
@@ -280,4 +289,6 @@ class Collecting:
             )
         left_out = content_hash(bad) if bad else ""
         missing = {unit: why for unit, why in self.missing.items() if unit not in self.errors}
-        return Collected(np.concatenate(present), left_out, self.errors, missing, tables)
+        sizes = [self.batch.get(chunk, self.tiles.batch_size) for chunk in self.chunks]
+        batch = sizes[0] if len(set(sizes)) == 1 else tuple(sizes)
+        return Collected(np.concatenate(present), left_out, batch, self.errors, missing, tables)

@@ -53,8 +53,13 @@ class Collector:
         self.tables = Tables(self.store)
 
     def key(self, unit: Unit, feature: Feature, what: What, sample: Sample) -> dict[str, Any]:
-        """Everything that can change what is collected; of codes whatever their pooling."""
-        return self.keys.fields(unit, feature, what) | {"images": sample.key["images"]}
+        """Everything that can change what is collected; of codes whatever their pooling.
+
+        With batches of the size that comes next: where memory then runs out, `Collected.batch`
+        has the size that it was.
+        """
+        images = {"images": sample.key["images"], "batch": self.tiles.batch_size}
+        return self.keys.fields(unit, feature, what) | images
 
     def collect(self, asked: Sequence[Asked], sample: Sample, loaded: Loaded) -> Collected:
         """Measure what is not in the store yet, in one pass over the images.

@@ -31,12 +31,14 @@ class Collected:
     """What lies in the store of a sample now.
 
     present: [m] int64, places in the sample of the images that are there; left_out: a hash of the
-    ids of the others, '' where there are none. errors: unit -> why nothing was collected for it;
-    missing: unit -> `xhat` or `codes` -> why there are none.
+    ids of the others, '' where there are none. batch: images in a batch; of each chunk, where
+    memory ran out in between. errors: unit -> why nothing was collected for it; missing: unit ->
+    `xhat` or `codes` -> why there are none.
     """
 
     present: np.ndarray
     left_out: str
+    batch: int | tuple[int, ...]
     errors: dict[Unit, Exception]
     missing: dict[Unit, dict[str, str]]
     _tables: Mapping[tuple[Unit, Name], Sequence[FeatureTable | CodesTable]]

@@ -1,7 +1,9 @@
 """One table of each chunk of train images: what is in it, what identifies it, how it is filled.
 
-Its identity is everything that can change its numbers. That of clean features has no SAE in it,
-unless they are the codes of one below, so that all SAEs on the same tokens share them.
+Its identity is everything that can change its numbers on one machine, the batch size (a matrix
+product rounds by its shape) and the kind of device included: so x and the x̂ of the identity control
+are the same bit for bit, whichever of them was in the store before. That of clean features has no
+SAE in it, unless they are the codes of one below, so that all SAEs on the same tokens share them.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ class Keys:
     def fields(
         self, unit: Unit, feature: Feature, what: What, pooling: Pooling | None = None
     ) -> dict[str, Any]:
-        """All but the images."""
+        """All but the images, and how many of them were in a batch."""
         fields: dict[str, Any] = {
             "protocol": PROTOCOL,
             "what": what,
@@ -112,6 +114,7 @@ class Keys:
             "dataset": {"name": self.source.spec.name, **semantic_fields(self.source.spec)},
             "train": self.source.train_sha256,
             "dtype": self.dtype,
+            "device": self.backbone.device.type,
         }
         if what != "x" or feature.parts:  # the embedding of untouched images has no tokens
             fields["tokens"] = self._tokens(unit)

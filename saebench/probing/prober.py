@@ -165,7 +165,9 @@ class Probing:
             if error := collected.errors.get(unit):
                 self.made[unit] = error
                 continue
-            wanted = replace(wanted, missing=wanted.missing | collected.missing.get(unit, {}))
+            missing = wanted.missing | collected.missing.get(unit, {})
+            keys = {what: {**key, "batch": collected.batch} for what, key in wanted.keys.items()}
+            wanted = replace(wanted, missing=missing, keys=keys)
             fits = Fits(wanted, self.store, self.backbone.device, collected, self._told(wanted))
             if found := self._own(unit, fits.probes):
                 self.made[unit] = found
