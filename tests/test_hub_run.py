@@ -161,7 +161,9 @@ def test_after_a_fetch_the_compute_node_needs_no_network(
     for name in ("far", "far/topk", "pets"):
         assert any(line.startswith(name) for line in said.splitlines()), said
     asked = len(hub.requests)
-    rows = run(hub, tmp_path, root, HF_HUB_OFFLINE="1")
+    rows = run(
+        hub, tmp_path, root, "--task", "reconstruction", "loss_substitution", HF_HUB_OFFLINE="1"
+    )
     assert len(hub.requests) == asked
     assert set(rows["sae"]) >= {"far/topk", "identity"}
 

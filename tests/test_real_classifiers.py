@@ -124,6 +124,7 @@ def test_a_user_checks_trains_and_measures_on_them(root: Path, tmp_path: Path) -
     rows = saebench.run(
         registry=root,
         backbone=("mobilenet", "mobilenet-tuned"),
+        task=["reconstruction", "sparsity", "dead_neurons", "loss_substitution"],
         out=tmp_path / "results",
         batch_size=16,
     )
