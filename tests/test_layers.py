@@ -87,6 +87,12 @@ def test_metrics_know_nothing_of_saebench(path: Path) -> None:
         assert not name.startswith("saebench") or name.startswith("saebench.metrics")
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "probe").glob("*.py")), ids=lambda p: p.stem)
+def test_solvers_know_nothing_of_saebench(path: Path) -> None:
+    for name in module_level_imports(path):
+        assert not name.startswith("saebench") or name.startswith("saebench.probe.")
+
+
 def test_only_check_imports_testing() -> None:
     for path in PACKAGE.rglob("*.py"):
         if "testing" not in path.parts:
