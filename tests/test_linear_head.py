@@ -243,7 +243,7 @@ def test_too_few_images_are_told(tmp_path: Path) -> None:
 
 
 def test_one_that_did_not_converge_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saebench.probe.logistic.EVALUATIONS", 2)
+    monkeypatch.setattr("saebench.probe.logistic.PASSES", 2)
     case = Case("tiny-dinov2", "digits", tmp_path, n=60)
     with pytest.warns(UserWarning, match="the probe of 'tiny-dinov2' on 'digits' did not converge"):
         case.head()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from saebench.probe import PENALTIES, DenseRows, Probe, fit_probe, logistic, rows, scores, solve
-from saebench.probe.whitening import Whitening
+from saebench.probe.curvature import Blocks, Spectrum, Whitening
+from saebench.probe.newton import newton_step
+from saebench.probe.objective import Objective
 
 C = 12
 
@@ -120,7 +123,7 @@ def test_a_start_moves_no_optimum(anisotropic: tuple[Tensor, Tensor]) -> None:
     own = DenseRows.of(*anisotropic)
     cold = solve(own, C, 1e-3)
     start = solve(own, C, 1e-2)
-    warm = solve(own, C, 1e-3, start, shared=Whitening.of(own))
+    warm = solve(own, C, 1e-3, start, shared=Spectrum.of(own))
     assert warm.loss == pytest.approx(cold.loss, rel=2e-4)
     assert warm.evaluations < cold.evaluations
     again = solve(own, C, 1e-3, warm)
@@ -154,25 +157,106 @@ def test_blocks_are_scaled_rows_and_their_products(anisotropic: tuple[Tensor, Te
     torch.testing.assert_close(own.covariance(10_000), expected.T @ expected / own.n)
 
 
-def test_the_gradient_and_the_hessian_are_those_of_autograd(
-    anisotropic: tuple[Tensor, Tensor],
-) -> None:
-    own = DenseRows.of(*anisotropic, torch.float64)
-    fit = logistic._Fit(own, own.y_n.unique(), C, Whitening.of(own))
+def at_a_point(
+    data: tuple[Tensor, Tensor], penalty: float
+) -> tuple[Objective, Tensor, Callable[[Tensor], Tensor]]:
+    """The objective of all rows, a point, and the same function for autograd."""
+    own = DenseRows.of(*data, torch.float64)
     generator = torch.Generator().manual_seed(0)
-    point, along = torch.randn(2, 25, C, generator=generator, dtype=torch.float64).unbind()
-    x, y = torch.from_numpy(scaled(anisotropic[0])), anisotropic[1]
+    point = 0.3 * torch.randn(own.d + 1, C, generator=generator, dtype=torch.float64)
+    x, y = torch.from_numpy(scaled(data[0])), data[1]
 
-    def objective(at: Tensor) -> Tensor:
+    def f(at: Tensor) -> Tensor:
         loss = torch.nn.functional.cross_entropy(x @ at[:-1] + at[-1], y)
-        return loss + 0.3 / 2 * at[:-1].square().sum()
+        return loss + penalty / 2 * at[:-1].square().sum()
 
-    value = fit.at(point, 0.3)
-    assert value.loss == pytest.approx(float(objective(point)), rel=1e-12)
-    (gradient,) = torch.autograd.grad(objective(point.requires_grad_()), point)
-    _, bent = torch.autograd.functional.hvp(objective, point.detach(), along)
+    return Objective(own, own.y_n.unique(), C, own.n), point, f
+
+
+def test_the_gradient_is_that_of_autograd(anisotropic: tuple[Tensor, Tensor]) -> None:
+    objective, point, f = at_a_point(anisotropic, 0.3)
+    value = objective.at(point, 0.3, doubts=True)
+    assert value.loss == pytest.approx(float(f(point)), rel=1e-12)
+    (gradient,) = torch.autograd.grad(f(point.requires_grad_()), point)
     torch.testing.assert_close(value.gradient, gradient, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(fit._bent(point.detach(), along, 0.3), bent, rtol=1e-9, atol=1e-12)
+    point = point.detach()
+    p = (torch.from_numpy(scaled(anisotropic[0])) @ point[:-1] + point[-1]).softmax(1)
+    assert value.doubt_c is not None
+    torch.testing.assert_close(value.doubt_c, (p * (1 - p)).mean(0))
+    torch.testing.assert_close(value.doubt_n, (p * (1 - p)).sum(1))
+
+
+def test_a_start_is_stretched_by_the_best_factor(anisotropic: tuple[Tensor, Tensor]) -> None:
+    objective, _, f = at_a_point(anisotropic, 1e-3)
+    found = solve(objective.rows, C, 1e-2)
+    point = torch.cat([found.W_dc, found.b_c[None]])
+    longer, loss = objective.stretched(point, 1e-3)
+    factor = float((longer / point)[0, 0])
+    assert factor > 1.1
+    assert loss == pytest.approx(float(f(longer)), rel=1e-9)
+    assert loss <= min(float(f(point * (factor + side))) for side in (-0.02, 0.02))
+
+
+def test_a_newton_step_is_that_of_the_true_hessian(anisotropic: tuple[Tensor, Tensor]) -> None:
+    objective, point, f = at_a_point(anisotropic, 0.3)
+    value = objective.at(point, 0.3, doubts=True)
+    assert value.doubt_c is not None
+    spectrum = Spectrum.of(objective.rows)
+    whitening = Whitening.of(spectrum, value.doubt_c, 0.3)
+    step, left = newton_step(objective, point, value, 0.3, spectrum, whitening.divide)
+    _, bent = torch.autograd.functional.hvp(f, point, step)
+    assert isinstance(bent, Tensor)
+    assert float((bent - value.gradient).norm() / value.gradient.norm()) < 0.1
+    held = float((value.gradient * step).sum()) / 2
+    assert held <= left <= 2 * held
+
+
+def test_rows_that_doubt_most_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left at a point near the optimum, from a fifth of the rows."""
+    rng = np.random.default_rng(2)
+    y = torch.from_numpy(rng.permutation(np.arange(3000) % C))
+    x = torch.from_numpy(rng.normal(size=(C, 24))[y.numpy()] + rng.normal(size=(3000, 24)))
+    own = DenseRows.of(x, y, torch.float64)
+    exact = solve(own, C, 1e-4, tolerance=1e-9)
+    near = solve(own, C, 1e-4, tolerance=3e-2)
+    objective = Objective(own, y.unique(), C, own.n)
+    point = torch.cat([near.W_dc, near.b_c[None]])
+    value = objective.at(point, 1e-4, doubts=True)
+    assert value.doubt_c is not None
+    monkeypatch.setattr("saebench.probe.objective.CHOSEN", 600)
+    spectrum = Spectrum.of(own)
+    divide = Whitening.of(spectrum, value.doubt_c, 1e-4).divide
+    _, left = newton_step(objective, point, value, 1e-4, spectrum, divide)
+    assert 0.7 < left / (value.loss - exact.loss) < 4
+
+
+def test_blocks_are_the_hessian_of_each_class(anisotropic: tuple[Tensor, Tensor]) -> None:
+    objective, point, f = at_a_point(anisotropic, 0.3)
+    logits_nc, _ = objective.logits(point)
+    x_nd = torch.from_numpy(scaled(anisotropic[0]))
+    p_nc = logits_nc.softmax(1)
+    spectrum = Spectrum.of(objective.rows)
+    blocks = Blocks.of(x_nd, p_nc, len(p_nc), torch.zeros(C), spectrum, 0.3)
+    hessian = torch.autograd.functional.hessian(f, point)
+    assert isinstance(hessian, Tensor)
+    for k in range(C):
+        own = hessian[:, k, :, k]
+        gradient = torch.zeros_like(point)
+        gradient[:, k] = torch.randn(25, dtype=torch.float64)
+        found = blocks.divide(gradient)
+        torch.testing.assert_close(own @ found[:, k], gradient[:, k], rtol=1e-2, atol=1e-3)
+
+
+def test_a_start_comes_of_few_rows_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    y = torch.from_numpy(rng.permutation(np.arange(2400) % C))
+    x = torch.from_numpy(rng.normal(size=(C, 30))[y.numpy()] * 0.7 + rng.normal(size=(2400, 30)))
+    whole = {penalty: solve(DenseRows.of(x, y), C, penalty) for penalty in (0.1, 1e-3, 1e-6)}
+    monkeypatch.setattr(logistic, "SAMPLE", 300)
+    for penalty, expected in whole.items():
+        found = solve(DenseRows.of(x, y), C, penalty)
+        assert found.converged
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
 def test_a_probe_is_the_best_penalty_on_every_fifth_row(
@@ -266,13 +350,13 @@ def test_features_that_are_all_alike_give_the_shares_of_the_classes() -> None:
     y = torch.tensor([0, 1, 1, 1] * 10)
     found = fitted(torch.full((40, 3), 2.5), y, 2)
     p = (torch.full((3,), 2.5, dtype=torch.float64) @ found.W_dc + found.b_c).softmax(0)
-    assert p.numpy() == pytest.approx([0.25, 0.75], rel=1e-3)
+    assert p.numpy() == pytest.approx([0.25, 0.75], rel=5e-3)
 
 
 def test_what_does_not_converge_says_so(
     anisotropic: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logistic, "EVALUATIONS", 5)
+    monkeypatch.setattr(logistic, "PASSES", 5)
     found = solve(DenseRows.of(*anisotropic), C, 1e-5)
     assert not found.converged
     assert found.left > 1e-4 * found.loss
@@ -288,7 +372,7 @@ def test_without_a_refit_the_probe_is_the_one_that_saw_no_held_row(
     theirs = torch.nn.functional.cross_entropy(
         x.double() @ found.W_dc + found.b_c, y, reduction="none"
     )
-    assert float(theirs[held_n].mean()) == pytest.approx(found.loss_validation, rel=1e-4)
+    assert float(theirs[held_n].mean()) == pytest.approx(found.loss_validation, rel=5e-3)
     assert float(theirs[~held_n].mean()) == pytest.approx(found.loss_train, rel=1e-4)
     with_them = fitted(x, y, C)
     assert with_them.penalty == found.penalty

@@ -93,7 +93,9 @@ def test_blocks_are_those_of_rows_in_memory(
     parts: list[np.ndarray], x_nd: np.ndarray, y_n: torch.Tensor, piece_bytes: int
 ) -> None:
     rows = MappedRows.of(parts, y_n, piece_bytes=piece_bytes)
-    dense = DenseRows(torch.from_numpy(x_nd), y_n, rows.mean_d, rows.scale, torch.float32)
+    mean_d = rows.mean_d.float()
+    scaled_nd = (torch.from_numpy(x_nd) - mean_d) * (1 / rows.scale)
+    dense = DenseRows(scaled_nd, y_n, rows.mean_d, rows.scale)
     keep_n = some_rows()
     again_m = torch.arange(N - int(keep_n.sum())) % 3 != 1
     few_n = torch.isin(torch.arange(N), torch.tensor([0, 1, 700, 2998]))
@@ -151,8 +153,8 @@ def test_a_fit_is_that_of_rows_in_memory(
     assert in_files.penalty == in_memory.penalty
     assert in_files.loss_train == pytest.approx(in_memory.loss_train, rel=1e-6)
     assert in_files.loss_validation == pytest.approx(in_memory.loss_validation, rel=1e-6)
-    torch.testing.assert_close(in_files.W_dc, in_memory.W_dc, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(in_files.b_c, in_memory.b_c, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(in_files.W_dc, in_memory.W_dc, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(in_files.b_c, in_memory.b_c, rtol=1e-4, atol=1e-5)
 
 
 def test_a_fit_in_other_blocks_is_within_the_tolerance(

@@ -144,7 +144,8 @@ def test_a_fit_is_that_of_codes_in_memory(
 def test_columns(codes: scipy.sparse.csr_array, parts: list[Part], y_n: torch.Tensor) -> None:
     latents_k = torch.tensor([40, 0, 7])
     dense = mapped(codes, parts, y_n).columns(latents_k)
-    np.testing.assert_array_equal(dense.x_nd, codes.toarray()[:, latents_k])
+    raw_nk = dense.scaled_nd * dense.scale + dense.mean_d
+    np.testing.assert_allclose(raw_nk, codes.toarray()[:, latents_k], atol=1e-6)
     np.testing.assert_allclose(dense.mean_d, codes.toarray()[:, latents_k].mean(0), rtol=1e-6)
     assert torch.equal(dense.y_n, y_n)
 

@@ -103,9 +103,7 @@ class CsrRows:
             return self._dense.covariance(at_most)
         if self.d > COVARIANCE:
             return None
-        keep_n = torch.zeros(self.n, dtype=torch.bool, device=self.device)
-        keep_n[spread(self.n, at_most, self.device)] = True
-        some = self._some(keep_n)
+        some = self._some(marked(spread(self.n, at_most, self.device), self.n))
         found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
         every_dd = torch.eye(self.d, dtype=self.dtype, device=self.device)
         for block in some._blocks:
@@ -116,6 +114,13 @@ class CsrRows:
         if self._dense is not None:
             return self._dense.where(keep_n)
         return self._some(keep_n)
+
+    def taken(self, place_m: Tensor) -> Rows:
+        if self._dense is not None:
+            return self._dense.taken(place_m)
+        if len(place_m) == self.n:
+            return self
+        return self._some(marked(place_m, self.n))
 
     def _some(self, keep_n: Tensor) -> CsrRows:
         length_n = self.offsets_n1.diff()
@@ -130,9 +135,10 @@ class CsrRows:
 
     def columns(self, latents_k: Tensor) -> DenseRows:
         """Some latents, in the order given: rows of their own, with their own mean and spread."""
-        return DenseRows.of(self._columns(latents_k), self.y_n, self.dtype)
+        return DenseRows.of(self.raw_columns(latents_k), self.y_n, self.dtype)
 
-    def _columns(self, latents_k: Tensor) -> Tensor:
+    def raw_columns(self, latents_k: Tensor) -> Tensor:
+        """The same as they are, [n k]."""
         place_d = torch.full((self.d,), -1, device=self.device)
         place_d[latents_k] = torch.arange(len(latents_k), device=self.device)
         z_nk = self.values_m.new_zeros(self.n, len(latents_k))
@@ -156,8 +162,9 @@ class CsrRows:
         """All latents, where so many codes are not zero that it is faster."""
         if len(self.indices_m) <= DENSE * self.n * self.d:
             return None
-        z_nd = self._columns(torch.arange(self.d, device=self.device))
-        return DenseRows(z_nd, self.y_n, self.mean_d, self.scale, self.dtype)
+        z_nd = self.raw_columns(torch.arange(self.d, device=self.device)).to(self.dtype)
+        scaled_nd = z_nd.sub_(self.mean_d.to(self.dtype)).mul_(1 / self.scale)
+        return DenseRows(scaled_nd, self.y_n, self.mean_d, self.scale)
 
     @cached_property
     def _blocks(self) -> list[CsrBlock]:
@@ -174,6 +181,13 @@ class CsrRows:
             self.scale,
             self.y_n[begin:end],
         )
+
+
+def marked(place_m: Tensor, n: int) -> Tensor:
+    """[n] bool: whether a row is at one of these places."""
+    found_n = torch.zeros(n, dtype=torch.bool, device=place_m.device)
+    found_n[place_m] = True
+    return found_n
 
 
 def _row_of(offsets_m1: Tensor, latents_e: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saebench.probe.parts import Parts
-from saebench.probe.rows import BLOCK, DenseBlock, spread
+from saebench.probe.rows import BLOCK, DenseBlock, DenseRows, spread
 from saebench.probe.staging import staged
 
 PIECE_BYTES = 2**25
@@ -91,6 +91,11 @@ class MappedRows:
 
     def where(self, keep_n: Tensor) -> MappedRows:
         return self._at(keep_n.cpu().numpy().nonzero()[0])
+
+    def taken(self, place_m: Tensor) -> DenseRows:
+        some = self._at(place_m.cpu().numpy())
+        blocks = [block.x_md.clone() for block in some.blocks()]
+        return DenseRows(torch.cat(blocks), some.y_n, self.mean_d, self.scale)
 
     def _at(self, place_m: np.ndarray) -> MappedRows:
         kept = place_m if self.kept is None else self.kept[place_m]

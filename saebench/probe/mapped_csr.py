@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from saebench.probe.csr import COVARIANCE, ROWS, CsrRows
+from saebench.probe.csr import COVARIANCE, ROWS, CsrRows, marked
 from saebench.probe.parts import Parts
 from saebench.probe.rows import Block, DenseRows, spread
 from saebench.probe.staging import staged
@@ -95,9 +96,7 @@ class MappedCsrRows:
     def covariance(self, at_most: int) -> Tensor | None:
         if self.d > COVARIANCE:
             return None
-        keep_n = torch.zeros(self.n, dtype=torch.bool)
-        keep_n[spread(self.n, at_most, keep_n.device)] = True
-        some = self.where(keep_n)
+        some = self.taken(spread(self.n, at_most, self.device))
         found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
         every_dd = torch.eye(self.d, dtype=self.dtype, device=self.device)
         for block in some.blocks():
@@ -109,9 +108,20 @@ class MappedCsrRows:
         y_n = self.y_n[keep_n.to(self.device)]
         return replace(self, starts_n=self.starts_n[kept], counts_n=self.counts_n[kept], y_n=y_n)
 
+    def taken(self, place_m: Tensor) -> CsrRows:
+        some = self.where(marked(place_m, self.n))
+        pieces = [
+            (piece.offsets_n1.diff(), piece.indices_m.clone(), piece.values_m.clone())
+            for piece in some._pieces()
+        ]
+        counts_n, indices_m, values_m = (torch.cat(arrays) for arrays in zip(*pieces, strict=True))
+        offsets_n1 = pad(counts_n.cumsum(0), (1, 0))
+        own = self.mean_d, self.scale, self.dtype
+        return CsrRows(offsets_n1, indices_m, values_m, self.d, some.y_n, *own)
+
     def columns(self, latents_k: Tensor) -> DenseRows:
         """Some latents, in the order given, in memory: with their own mean and spread."""
-        pieces = [piece.columns(latents_k).x_nd for piece in self._pieces()]
+        pieces = [piece.raw_columns(latents_k) for piece in self._pieces()]
         return DenseRows.of(torch.cat(pieces), self.y_n, self.dtype)
 
     def _pieces(self) -> Iterator[CsrRows]:

@@ -1,7 +1,8 @@
 """A linear probe: logistic regression over the whole path of its penalty, the best one taken.
 
 λ is chosen on held rows: from the largest on, each start that of the one before, until their loss
-rises. Then all rows are fitted with it, unless the solution found is to stay as it is.
+rises; to choose, CHOOSING times the tolerance does. Then all rows are fitted with it, or the others
+alone once more.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from saebench.probe.curvature import Spectrum
 from saebench.probe.logistic import TOLERANCE, solve
 from saebench.probe.rows import Rows
 from saebench.probe.solution import Solution, scores
-from saebench.probe.whitening import Whitening
 
+CHOOSING = 10
 PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
 
 
@@ -23,8 +25,8 @@ class Probe:
     """A linear head over features as they are: logits = x W_dc + b_c, float64.
 
     penalty: λ. Losses are mean cross-entropies without it, in nat; those of validation are of the
-    fit that did not see these rows, NaN where there were none. left: what is left to gain of the
-    loss with its penalty. absent: classes without rows.
+    fit that did not see these rows, which λ was chosen by, NaN where there were none. left: what is
+    left to gain of the loss with its penalty. absent: classes without rows.
     """
 
     W_dc: Tensor
@@ -56,21 +58,21 @@ def fit_probe(
     seen, unseen = rows.where(~held_n), rows.where(held_n)
     best: Solution | None = None
     penalty, loss, accuracy, evaluations = PENALTIES[0], float("nan"), float("nan"), 0
-    shared = Whitening.of(seen if seen.n else rows)
+    shared = Spectrum.of(seen if seen.n else rows)
     if seen.n and unseen.n:
         start = None
         for candidate in PENALTIES:
-            start = solve(seen, n_classes, candidate, start, tolerance=tolerance, shared=shared)
+            start = solve(
+                seen, n_classes, candidate, start, tolerance=CHOOSING * tolerance, shared=shared
+            )
             evaluations += start.evaluations
             found, right = scores(unseen, start)
             if best is not None and found >= loss:
                 break
             best, penalty, loss, accuracy = start, candidate, found, right
-    fitted, last = seen, best
-    if refit or last is None:
-        fitted = rows if refit else seen
-        last = solve(fitted, n_classes, penalty, best, tolerance=tolerance, shared=shared)
-        evaluations += last.evaluations
+    fitted = rows if refit else seen
+    last = solve(fitted, n_classes, penalty, best, tolerance=tolerance, shared=shared)
+    evaluations += last.evaluations
     loss_train, accuracy_train = scores(fitted, last)
     W_dc = last.W_dc / rows.scale
     return Probe(

@@ -3,10 +3,9 @@
     x̃ = (x − μ)/s      μ [d] the mean of the rows, s the root mean square of x − μ over all entries
 
 To scale each dimension by itself would let the result depend on the axes; this does not, and
-neither μ nor an unpenalised bias moves the optimum. x̃ is never kept: a block of successive rows is
-scaled as it is read, so that it stays in the processor's cache, and rows take no memory but their
-own. A solver needs x̃ W and x̃ᵀ R of each block only, so that rows in memory, in files, and sparse
-ones are all fitted by the same.
+neither μ nor an unpenalised bias moves the optimum. A solver needs x̃ W and x̃ᵀ R of each block of
+successive rows only, so that rows in memory, in files, and sparse ones are all fitted by the same.
+Rows in memory are kept scaled, beside those they were made of.
 """
 
 from __future__ import annotations
@@ -84,6 +83,10 @@ class Rows(Protocol):
         """Some of the rows, scaled as they all are. keep_n: bool."""
         ...
 
+    def taken(self, place_m: Tensor) -> Rows:
+        """A few of the rows, in memory, scaled as they all are. place_m: int64, ascending."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
@@ -108,27 +111,32 @@ class DenseBlock:
 
 @dataclass(frozen=True, eq=False)
 class DenseRows:
-    """Rows in memory, of any float dtype, as they are. kept: which of them; all where None."""
+    """Rows in memory: x̃ [n d] of `dtype`. kept: which of them are meant; None: all."""
 
-    x_nd: Tensor
+    scaled_nd: Tensor
     labels: Tensor
     mean_d: Tensor
     scale: float
-    dtype: torch.dtype
     kept: Tensor | None = None
 
     @classmethod
     def of(cls, x_nd: Tensor, y_n: Tensor, dtype: torch.dtype = torch.float32) -> DenseRows:
-        """Scaled by their own mean and spread; rows that are all alike are not scaled."""
+        """Rows x of any float dtype, scaled by their own mean and spread; alike ones are not."""
         size = _size(x_nd.shape[1])
         total_d = torch.zeros(x_nd.shape[1], dtype=torch.float64, device=x_nd.device)
         for x_md in x_nd.split(size):
             total_d += x_md.sum(dim=0, dtype=torch.float64)
         mean_d = total_d / len(x_nd)
-        squares = 0.0
-        for x_md in x_nd.split(size):
-            squares += float((x_md.double() - mean_d).square_().sum())
-        return cls(x_nd, y_n, mean_d, (squares / x_nd.numel()) ** 0.5 or 1.0, dtype)
+        squares, scaled_nd = 0.0, torch.empty(x_nd.shape, dtype=dtype, device=x_nd.device)
+        for x_md, own_md in zip(x_nd.split(size), scaled_nd.split(size), strict=True):
+            torch.sub(x_md.to(dtype), mean_d.to(dtype), out=own_md)
+            squares += float(own_md.square().sum(dtype=torch.float64))
+        scale = (squares / max(x_nd.numel(), 1)) ** 0.5 or 1.0
+        return cls(scaled_nd.mul_(1 / scale), y_n, mean_d, scale)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scaled_nd.dtype
 
     @property
     def y_n(self) -> Tensor:
@@ -136,45 +144,44 @@ class DenseRows:
 
     @property
     def n(self) -> int:
-        return len(self.x_nd if self.kept is None else self.kept)
+        return len(self.scaled_nd if self.kept is None else self.kept)
 
     @property
     def d(self) -> int:
-        return self.x_nd.shape[1]
+        return self.scaled_nd.shape[1]
 
     @property
     def device(self) -> torch.device:
-        return self.x_nd.device
+        return self.scaled_nd.device
 
     def blocks(self) -> Iterator[DenseBlock]:
         size, y_n = _size(self.d), self.y_n
-        own_md = torch.empty(min(size, self.n), self.d, dtype=self.dtype, device=self.device)
+        own_md: Tensor | None = None
         for begin in range(0, self.n, size):
-            some = slice(begin, begin + size)
-            own = own_md[: self.n - begin]  # one piece of memory for all: new pages cost much time
-            yield DenseBlock(self._scaled(some, own), y_n[some])
+            labels_m = y_n[begin : begin + size]
+            if self.kept is None:
+                yield DenseBlock(self.scaled_nd[begin : begin + size], labels_m)
+                continue
+            if own_md is None or len(own_md) != len(labels_m):
+                # One piece of memory for all blocks: new pages cost much time.
+                own_md = self.scaled_nd.new_empty(len(labels_m), self.d)
+            some = self.kept[begin : begin + size]
+            yield DenseBlock(torch.index_select(self.scaled_nd, 0, some, out=own_md), labels_m)
 
     def covariance(self, at_most: int) -> Tensor | None:
         if self.d > 4096:
             return None
-        found_dd = torch.zeros(self.d, self.d, dtype=self.dtype, device=self.device)
-        place_m = spread(self.n, at_most, self.device)
-        for some in place_m.split(_size(self.d)):
-            own_md = torch.empty(len(some), self.d, dtype=self.dtype, device=self.device)
-            x_md = self._scaled(some, own_md)
-            found_dd.addmm_(x_md.T, x_md)
-        return found_dd / len(place_m)
+        x_md = self.taken(spread(self.n, at_most, self.device)).scaled_nd
+        return x_md.T @ x_md / len(x_md)
 
     def where(self, keep_n: Tensor) -> DenseRows:
         place_m = keep_n.nonzero().squeeze(1)
         kept = place_m if self.kept is None else self.kept[place_m]
-        return DenseRows(self.x_nd, self.labels, self.mean_d, self.scale, self.dtype, kept)
+        return DenseRows(self.scaled_nd, self.labels, self.mean_d, self.scale, kept)
 
-    def _scaled(self, some: slice | Tensor, own_md: Tensor) -> Tensor:
-        """x̃ of some rows, in own_md. The mean is taken off before anything is scaled."""
-        which = some if self.kept is None else self.kept[some]
-        x_md, mean_d = self.x_nd[which], self.mean_d.to(self.dtype)
-        return torch.sub(x_md, mean_d, out=own_md).mul_(1 / self.scale)
+    def taken(self, place_m: Tensor) -> DenseRows:
+        kept = place_m if self.kept is None else self.kept[place_m]
+        return DenseRows(self.scaled_nd[kept], self.labels[kept], self.mean_d, self.scale)
 
 
 def spread(n: int, at_most: int, device: torch.device) -> Tensor:
