@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from saebench.data import Access, open_dataset
-from saebench.waves import memory_bytes
 from saebench.registry import Registry
 from saebench.specs import BackboneSpec, DatasetSpec, SaeSpec, semantic_fields
 from saebench.train.config import TrainConfig
 from saebench.train.recipe import Recipe
 from saebench.train.stream import images_a_window
 from saebench.units import backbone_identity
+from saebench.waves import memory_bytes
 from saebench.weights import weights_sha256
 
 

@@ -14,7 +14,6 @@ from saebench.data import open_dataset
 from saebench.errors import Mismatch
 from saebench.formats import read_entry, read_sae, write_sae
 from saebench.identity import canonical_json, content_hash
-from saebench.waves import memory_bytes
 from saebench.registry import Registry
 from saebench.rows import choose_device
 from saebench.train.checkpoint import Checkpoint
@@ -27,6 +26,7 @@ from saebench.train.recipe import Recipe
 from saebench.train.sources import BackboneSource, CodesSource
 from saebench.train.stream import Source, Stream
 from saebench.train.trainee import Trainee
+from saebench.waves import memory_bytes
 
 
 @dataclass(frozen=True)
