@@ -16,6 +16,7 @@ from saebench.heads import check_head, head_in_use, readouts_identity, said_once
 from saebench.modelfiles import model_files
 from saebench.options import Chosen, not_default, read_options, values_of
 from saebench.probe_options import (
+    LONG,
     by_shots,
     check_probes,
     check_shots,
@@ -61,6 +62,7 @@ class Plan:
     units: tuple[Unit, ...]
     done: tuple[Unit, ...]
     refused: tuple[Refusal, ...] = ()  # what was meant and cannot be measured
+    passed_over: tuple[Refusal, ...] = ()  # what a default leaves out here, and nobody asked for
 
     @property
     def todo(self) -> tuple[Unit, ...]:
@@ -94,6 +96,7 @@ def make_plan(
     if config.splice_together:
         choice = spliced_together(choice, registry, backbones, default=not config.sae)
     refused = {refusal.name: refusal for refusal in choice.refused}
+    passed_over: dict[str, Refusal] = {}
     sources: dict[str, Source] = {}
     groups, everything, done = [], [], []
     pairs = [(b, name) for b in backbones for name in _datasets(config, registry, b)]
@@ -112,20 +115,15 @@ def make_plan(
             where = backbone.name if isinstance(error, WeightsError) else name
             refused.setdefault(where, Refusal(where, error))
             continue
-        source, units = sources[name], []
-        able = []
+        source, units, able = sources[name], [], []
         for task in tasks:
-            try:
-                if "readouts" in task.needs:
-                    check_head(backbone, source.spec, task.name, values_of(task, chosen))
-                if needs_probes(task):
-                    check_probes(source, task, values_of(task, chosen))
-                able.append(task)
-            except (WeightsError, DataError) as error:
-                # A head without a file, or images of one class: the other tasks go on.
+            asked = bool(config.task) or config.suite == "full" or _is_told(config, task, chosen)
+            if error := _why_not(backbone, source, task, chosen, asked=asked):
                 who = backbone.name if isinstance(error, WeightsError) else name
-                what = f"{who} · {task.name}"
-                refused.setdefault(what, Refusal(what, error))
+                where = refused if asked or isinstance(error, WeightsError) else passed_over
+                where.setdefault(f"{who} · {task.name}", Refusal(f"{who} · {task.name}", error))
+            else:
+                able.append(task)
         for coder in choice.refs[backbone.name]:
             fit = []
             for task in able:
@@ -148,7 +146,35 @@ def make_plan(
         if left:
             waves = tuple(waves_of(registry, left, memory_bytes(config.memory)))
             groups.append(Group(backbone, sources[name], waves))
-    return Plan(config, tuple(groups), tuple(everything), tuple(done), tuple(refused.values()))
+    left_out = tuple(refused.values()), tuple(passed_over.values())
+    return Plan(config, tuple(groups), tuple(everything), tuple(done), *left_out)
+
+
+def _is_told(config: RunConfig, task: type[Task], chosen: Chosen) -> bool:
+    """Whether a run says how a task is to be done, and so asks for it."""
+    return task.name in chosen or bool(config.shots and "shots" in task.options)
+
+
+def _why_not(
+    backbone: BackboneSpec, source: Source, task: type[Task], chosen: Chosen, *, asked: bool
+) -> WeightsError | DataError | None:
+    """Why a task cannot be done on a dataset: a head without a file, images of one class.
+
+    Not asked for, a task that takes a long pass over train images is left to who asks for it.
+    """
+    try:
+        if "readouts" in task.needs:
+            check_head(backbone, source.spec, task.name, values_of(task, chosen))
+        if needs_probes(task):
+            check_probes(source, task, values_of(task, chosen))
+            if not asked and source.n_full > LONG:
+                return DataError(
+                    f"its probes take a pass over {source.n_full:,} train images",
+                    f"ask for it:  --task {task.name},  or take fewer:  --train-limit {LONG}",
+                )
+    except (WeightsError, DataError) as error:
+        return error
+    return None
 
 
 def check_config(config: RunConfig) -> None:

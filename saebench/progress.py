@@ -130,6 +130,13 @@ def print_result(
     console.print(f"{units} measured in {seconds:.0f} s{done_before}", markup=False)
     for name in result.changed_tasks:
         messages.print(CHANGED_TASK.format(name=name), style="yellow", soft_wrap=True)
+    for refusal in result.plan.passed_over:
+        messages.print(
+            f"not measured: {refusal.name}: {refusal.error}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     for refusal in result.plan.refused:
         messages.print(
             f"left out: {refusal.name}: {refusal.error}", style="red", markup=False, soft_wrap=True
@@ -168,5 +175,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"{len(plan.done)} are there already in {Path(plan.config.out)}",
         markup=False,
     )
+    for refusal in plan.passed_over:
+        console.print(
+            f"not measured: {refusal.name}: {refusal.error}", markup=False, soft_wrap=True
+        )
     for refusal in plan.refused:
         console.print(f"left out: {refusal.name}: {refusal.error}", markup=False, soft_wrap=True)

@@ -256,6 +256,32 @@ def of_one_class(source: Source) -> Source:
     return replace(source, dataset=OneClass())  # type: ignore[arg-type]
 
 
+def long(source: Source) -> Source:
+    return replace(source, n_full=2**15 + 1)
+
+
+@pytest.mark.parametrize("change", [of_one_class, long])
+def test_what_nobody_asked_for_is_passed_over_and_the_run_is_well(
+    planned: Planned, change: Callable[[Source], Source]
+) -> None:
+    plan = planned(change, task=())
+    assert not plan.refused
+    assert {unit.task.name for unit in plan.units} >= {"rows"}
+    assert "probing" not in {unit.task.name for unit in plan.units}
+    found = next(one for one in plan.passed_over if "probing" in one.name)
+    assert found.name.endswith("· probing")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"task": ["probing"]}, {"suite": "full"}, {"shots": [1]}, {"option": "probing.solver=ridge"}],
+)
+def test_a_long_pass_is_made_for_who_asks(planned: Planned, asked: dict[str, Any]) -> None:
+    plan = planned(long, **{"task": (), **asked})
+    assert "probing" in {unit.task.name for unit in plan.units}
+    assert "probing" not in {one.name.split(" · ")[-1] for one in plan.passed_over}
+
+
 def test_a_dataset_of_one_class_is_refused_and_the_others_go_on(planned: Planned) -> None:
     plan = planned(of_one_class, task=["rows", "probing"])
     assert [unit.task.name for unit in plan.units] == ["rows"]
@@ -264,10 +290,6 @@ def test_a_dataset_of_one_class_is_refused_and_the_others_go_on(planned: Planned
     assert "all of one class" in str(refusal.error)
     by_family = planned(of_one_class, option="probing.label=family")
     assert [unit.options["label"] for unit in by_family.units] == ["family"]
-
-
-def long(source: Source) -> Source:
-    return replace(source, n_full=2**15 + 1)
 
 
 def test_a_long_pass_over_train_images_comes_last(planned: Planned) -> None:
