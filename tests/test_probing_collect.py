@@ -19,7 +19,7 @@ from saebench import atomic, evaluation
 from saebench.api import config_of, source_of
 from saebench.backbones import Backbone, load_backbone
 from saebench.codes import Codes
-from saebench.controls import Identity
+from saebench.controls import Identity, Pca
 from saebench.data.shapes import Shapes
 from saebench.entries import read_manifest
 from saebench.errors import DataError, ImageError, WriteError
@@ -571,13 +571,16 @@ def test_what_identifies_a_table(case: Case) -> None:
     collector = case.collector()
     a, b, random = case.units("small/a", "small/b", "small/a@random")
     (other,) = case.units("small/a@random", seed=1)
+    coders = case.loaded([a, b, random]).coders
+    coders[other.coder] = coders[random.coder]  # of the same name
     one, all_of_it = case.sample(CHUNK), case.sample()
     cls, mean = (
         feature_of(f, {"cls": slice(0, 1), "patches": slice(1, 17)}, "") for f in ("cls", "mean")
     )
 
     def key(unit: Unit, feature: Any = mean, what: Any = "x", sample: Sample = all_of_it) -> str:
-        return str(sorted(collector.key(unit, feature, what, sample).items()))
+        found = collector.key(unit, feature, what, sample, coders[unit.coder])
+        return str(sorted(found.items()))
 
     assert key(a) == key(b) == key(random)
     assert key(a) != key(a, cls)
@@ -589,6 +592,23 @@ def test_what_identifies_a_table(case: Case) -> None:
         keys = {key(unit, what=what) for unit in (a, b, random, other)}
         assert len(keys) == 4
         assert not keys & {key(a), key(a, cls, what)}
+
+
+def test_a_control_is_known_by_what_its_fit_came_to(case: Case) -> None:
+    """The same images by name may give another PCA: some that did not decode were mended."""
+    (pca,) = case.units("pca-4")
+    key = case.collector().key
+    feature = case.asked([pca], "mean")[0].feature
+    coder = case.loaded([pca]).coders[pca.coder]
+    assert isinstance(coder, Pca)
+    again = Pca(coder.mean_d.clone(), coder.basis_dk.clone())
+    others = [Pca(coder.mean_d + 1e-6, coder.basis_dk), Pca(coder.mean_d, -coder.basis_dk)]
+    for what in ("xhat", "codes"):
+        of = [str(key(pca, feature, what, case.sample(), one)) for one in (coder, again, *others)]
+        assert of[0] == of[1]
+        assert len(set(of)) == 3
+    clean = [str(key(pca, feature, "x", case.sample(), one)) for one in (coder, *others)]
+    assert len(set(clean)) == 1
 
 
 def test_two_runs_at_once_do_no_harm(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

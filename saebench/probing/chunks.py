@@ -101,7 +101,7 @@ class Collecting:
         names: list[Name] = [("x", None), ("xhat", None), *pooled]
         for what, pooling in names:
             if what not in self.missing[unit]:
-                fields = self.whose.keys.fields(unit, feature, what, pooling)
+                fields = self.whose.keys.fields(unit, feature, what, pooling, coder=coder)
                 job = Job(what, feature, fields, pooling)
                 job = self.jobs.setdefault(job.id, job)
                 job.units.append(unit)

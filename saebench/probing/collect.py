@@ -27,8 +27,10 @@ from saebench.probing.collected import Asked, Collected
 from saebench.probing.jobs import Keys, What
 from saebench.probing.sample import Sample
 from saebench.probing.tables import Tables
+from saebench.saes import Coder
 from saebench.store import Store
 from saebench.tiles import Tiles
+from saebench.together import Together
 from saebench.units import Source, Unit
 
 
@@ -52,14 +54,16 @@ class Collector:
         self.keys = Keys(self.backbone, self.source, self.dtype)
         self.tables = Tables(self.store)
 
-    def key(self, unit: Unit, feature: Feature, what: What, sample: Sample) -> dict[str, Any]:
+    def key(
+        self, unit: Unit, feature: Feature, what: What, sample: Sample, coder: Coder | Together
+    ) -> dict[str, Any]:
         """Everything that can change what is collected; of codes whatever their pooling.
 
         With batches of the size that comes next: where memory then runs out, `Collected.batch`
         has the size that it was.
         """
         images = {"images": sample.key["images"], "batch": self.tiles.batch_size}
-        return self.keys.fields(unit, feature, what) | images
+        return self.keys.fields(unit, feature, what, coder=coder) | images
 
     def collect(self, asked: Sequence[Asked], sample: Sample, loaded: Loaded) -> Collected:
         """Measure what is not in the store yet, in one pass over the images.

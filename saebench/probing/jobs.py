@@ -9,11 +9,14 @@ SAE in it, unless they are the codes of one below, so that all SAEs on the same 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
+from torch import Tensor
 
 from saebench.backbones import Backbone
 from saebench.batch import CoderError
@@ -104,9 +107,15 @@ class Keys:
     dtype: str
 
     def fields(
-        self, unit: Unit, feature: Feature, what: What, pooling: Pooling | None = None
+        self,
+        unit: Unit,
+        feature: Feature,
+        what: What,
+        pooling: Pooling | None = None,
+        *,
+        coder: Coder | Together,
     ) -> dict[str, Any]:
-        """All but the images, and how many of them were in a batch."""
+        """All but the images, and how many of them were in a batch. coder: the unit's."""
         fields: dict[str, Any] = {
             "protocol": PROTOCOL,
             "what": what,
@@ -123,7 +132,7 @@ class Keys:
             fields["pooling"] = pooling
         elif feature.name == "embedding" and self.backbone.last_block != "full":
             fields["last_block"] = self.backbone.last_block
-        return fields | (self._clean(unit, feature) if what == "x" else self._coder(unit))
+        return fields | (self._clean(unit, feature) if what == "x" else self._coder(unit, coder))
 
     def _tokens(self, unit: Unit) -> list[str]:
         """The kinds that are covered, however they are named; of a chain as its entry says."""
@@ -140,15 +149,43 @@ class Keys:
         below = unit.identity["sae"]["saes"][skip:]
         return {"below": below} if below else {}
 
-    def _coder(self, unit: Unit) -> dict[str, Any]:
-        """The coder; of a control what it was fitted on, and its seed."""
+    def _coder(self, unit: Unit, coder: Coder | Together) -> dict[str, Any]:
+        """The coder; of a control also what came of fitting it, since no name tells which images
+        its fit left out.
+        """
         fields: dict[str, Any] = {"sae": unit.identity["sae"]}
         if unit.coder.control:
             fields["seed"] = unit.identity["seed"]
             fields["n_train"] = self.source.n_train
-            if "bad_images" in unit.identity["dataset"]:
-                fields["bad_images"] = unit.identity["dataset"]["bad_images"]
+            fields["fitted"] = numbers_hash(coder)
         return fields
+
+
+_hashes: WeakKeyDictionary[object, str] = WeakKeyDictionary()
+
+
+def numbers_hash(coder: object) -> str:
+    """Of all the numbers that a coder is made of: a frozen dataclass of tensors, however deep."""
+    if coder not in _hashes:
+        digest = blake2b(digest_size=16)
+        _add_numbers(digest, coder)
+        _hashes[coder] = digest.hexdigest()
+    return _hashes[coder]
+
+
+def _add_numbers(digest: blake2b, value: object) -> None:
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    elif isinstance(value, tuple):
+        for one in value:
+            _add_numbers(digest, one)
+    elif is_dataclass(value):
+        digest.update(type(value).__name__.encode())
+        for part in fields(value):
+            _add_numbers(digest, getattr(value, part.name))
+    elif isinstance(value, int | float):
+        digest.update(f"{value!r},".encode())
 
 
 def _slices(feature: Feature, of: Literal["x", "codes"]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Probing:
             unit.options["solver"],
             self.seed,
             {
-                what: self.collector.key(unit, feature, what, sample)
+                what: self.collector.key(unit, feature, what, sample, coder)
                 for what in ("x", "xhat", "codes")
                 if what not in missing
             },
