@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +28,9 @@ from saebench.report import print_tables
 from saebench.runconfig import RunConfig
 from saebench.runner import Watch
 from saebench.units import Unit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ProgressWatch(Watch):
@@ -117,9 +121,8 @@ def print_result(
     result: RunResult, config: RunConfig, console: Console, messages: Console, seconds: float
 ) -> None:
     """The table, what was done in how long, and the one line of pandas that reads it all."""
-    columns = Registry.load(config.registry).board("embedded").columns
     if len(result.rows):
-        print_tables(result.rows, columns, console)
+        print_tables(result.rows, columns_for(result.rows, config), console)
         console.print(
             "↓ lower is better, ↑ higher is better; ± is half of a 95 % interval over images",
             style="dim",
@@ -149,6 +152,13 @@ def print_result(
             markup=False,
         )
     console.print(f'  pd.read_parquet("{result.path}")', markup=False, soft_wrap=True)
+
+
+def columns_for(rows: pd.DataFrame, config: RunConfig) -> tuple[str, ...]:
+    """What a table shows: of one task alone the board of its name, where there is one."""
+    registry, tasks = Registry.load(config.registry), set(rows["task"])
+    alone = tasks.pop() if len(tasks) == 1 else ""
+    return registry.board(alone if alone in registry.boards else "embedded").columns
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -29,6 +29,7 @@ Row = dict[str, Any]
 ARROWS = {"lower": " ↓", "higher": " ↑", "one": " →1", "none": ""}
 PLACE = ("backbone", "dataset", "site", "tokens", "variant")
 LONGEST = 23  # characters of a name that leave room for four columns within 80
+SHORTEST = 18  # and no fewer are left to one
 
 
 def print_tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> None:
@@ -52,10 +53,12 @@ def tables(rows: pd.DataFrame, columns: Sequence[str], console: Console) -> Iter
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that a table shows: of each SAE and task the default variant.
 
-    Where options took its place, that is the shortest variant, and then the first of these.
+    Where options took its place, that is the shortest variant, and then the first of these. What
+    was fitted on few shots stands beside it.
     """
     ours = rows.loc[(rows["group"] == "all") & ~rows["variant"].str.contains("convention=")]
     one = [ours[key] for key in ("backbone", "dataset", "site", "tokens", "sae", "task")]
+    one.append(ours["variant"].str.extract(r"(?:^|;)(shots=\d+)", expand=False).fillna(""))
     n_keys = ours["variant"].str.count("=")
     fewest = ours.loc[n_keys == n_keys.groupby(one).transform("min")]
     first = fewest["variant"].groupby([key[fewest.index] for key in one]).transform("first")
@@ -78,28 +81,40 @@ def complete(measured: Iterable[str], columns: Sequence[str]) -> list[str]:
 def _fitting(rows: Sequence[Row], columns: Sequence[str], console: Console) -> Group:
     """The table of as many columns as there is room for, and the names of the others."""
     from rich.console import Group
-    from rich.measure import Measurement
 
     there = {row["column"]: heading(row) for row in rows}
     shown = [column for column in columns if column in there]
     left_out: list[str] = []
-    unbounded = console.options.update(max_width=10_000)  # else nothing is wider than the console
-    title, table = _table(rows, shown)
-    while Measurement.get(console, unbounded, table).minimum > console.width:
-        if len(shown) == 1:
-            break
+    # The names' column gives way, down to its least.
+    while len(shown) > 1 and _width(rows, shown) > console.width:
         left_out.insert(0, there[shown.pop()])
-        title, table = _table(rows, shown)
+    title, table = _table(rows, shown)
     if not left_out:
         return Group(title, table)
     said = f"no room for {', '.join(left_out)}: widen the terminal, or read the results\n"
     return Group(title, table, said)
 
 
+def _width(rows: Sequence[Row], columns: Sequence[str]) -> int:
+    """Characters that a table of these columns takes."""
+    longest = {column: 0 for column in columns}
+    names = [SHORTEST]
+    for row in rows:
+        lines = short(row["sae"], row["backbone"]).split("\n")
+        names += [len(line) for line in lines if len(line) <= LONGEST]
+        if row["column"] in longest:
+            texts = heading(row), cell(row)
+            longest[row["column"]] = max(longest[row["column"]], *map(len, texts))
+    return max(names) + sum(width + 2 for width in longest.values())
+
+
 def heading(row: Row) -> str:
     """A metric's name above a column, with an arrow to where it is better."""
     name = row["metric"].replace("_fraction", "").replace("loss_rec", "rec")
-    return name.replace("probe_delta_", "Δ probe ") + ARROWS[row["better"]]
+    return (
+        name.replace("probe_delta_", "Δ ").replace("probe_accuracy_x", "probe x")
+        + ARROWS[row["better"]]
+    )
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> tuple[Text, Table]:
@@ -116,7 +131,7 @@ def _table(rows: Sequence[Row], columns: Sequence[str]) -> tuple[Text, Table]:
         f" · {first['variant']}" if first["variant"] else "",
     )
     table = Table(box=None, pad_edge=False)
-    table.add_column("", overflow="fold", min_width=18)
+    table.add_column("", overflow="fold", min_width=SHORTEST)
     headings = {row["column"]: heading(row) for row in rows}
     for column in columns:
         table.add_column(headings[column], justify="right", no_wrap=True)
@@ -159,7 +174,8 @@ def cell(row: Row) -> str:
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
     if value is None or math.isnan(value):
         return "–"
-    if low is None or not high > low:  # no interval, or one of no width
+    # No interval, or one of no width; and an L0 is there to know what is compared.
+    if low is None or not high > low or row.get("metric") == "l0":
         return number(value)
     half = (high - low) / 2
     digits = min(max(0, 1 - math.floor(math.log10(half))), 5)

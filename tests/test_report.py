@@ -142,6 +142,40 @@ def test_columns_without_room_are_left_out_from_the_last_on_and_named() -> None:
     assert "l0" in table  # the first is always there
 
 
+def test_a_table_with_all_its_columns_is_whole_at_every_width() -> None:
+    """What is left out is said, and nothing that is shown is cut."""
+    metrics = [column.split("/") for column in COLUMNS]
+    metrics += [("late", "probe_delta_frozen"), ("last", "dead_fraction")]
+    rows = [
+        row(sae, metric, 0.98, task=task, ci_low=0.9712, ci_high=0.9888, better="higher")
+        for task, metric in metrics
+        for sae in ("b/matryoshka-batchtopk-k8", "b/matryoshka-batchtopk-k8@shuffled-decoder")
+    ]
+    headings = ["l0 ↑", "fvu ↑", "Δ frozen ↑", "dead ↑"]
+    for width in range(40, 110):
+        text = printed(rows, width)
+        table, _, said = text.partition("no room for ")
+        assert all((name in table) != (name in said) for name in headings)
+        assert max(map(len, table.splitlines())) <= width
+        assert "…" not in table
+        if "fvu ↑" in table:
+            assert table.count("0.9800 ±0.0088") >= 2
+    assert "no room" in printed(rows, 50)
+    assert "no room" not in printed(rows, 109)
+
+
+def test_few_shot_probes_stand_in_a_table_of_their_own() -> None:
+    rows = [row("b/one", value=0.25)]
+    rows += [row("b/one", value=0.75, variant="shots=5"), row("b/one", value=0.5, variant="k=3")]
+    text = printed(rows)
+    assert [line.endswith("shots=5") for line in text.splitlines() if "b on" in line] == [
+        False,
+        True,
+    ]
+    assert "0.7500" in text
+    assert "0.5000" not in text
+
+
 def test_the_place_of_a_set_names_each_site_once() -> None:
     assert place("blocks.1 + blocks.1", "cls + patches") == "blocks.1 (cls, patches)"
     assert place("a + b", "all + all") == "a + b (all)"
