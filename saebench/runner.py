@@ -24,7 +24,7 @@ from saebench.batch import CoderError
 from saebench.contexts import context_of
 from saebench.data import Dataset, open_dataset
 from saebench.data.loader import choose_workers
-from saebench.errors import DataError, NonFiniteError, SaebenchError, is_out_of_memory
+from saebench.errors import DataError, NonFiniteError, is_out_of_memory
 from saebench.evaluation import Evaluation
 from saebench.fit import Fitter
 from saebench.images import Images
@@ -125,6 +125,7 @@ class GroupRun:
             self.config.bad_images,
             on_images=self.watch.train_images,
             on_bad=self.evaluation.bad.add,
+            say=self.watch.say,
         )
         return Probing(collector, self.config.seed, self.watch.say)
 
@@ -205,22 +206,9 @@ class GroupRun:
                     shown += len(batch.ids)
                 break
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
                 del running
-                error.__traceback__ = None  # it holds the frames that hold the memory
-                if not self.tiles.halve():
-                    raise SaebenchError(
-                        "memory ran out with one image in a batch and the smallest row tile",
-                        "hold fewer SAEs at once:  --memory 1GiB",
-                    ) from error
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                self.watch.say(self.tiles.make_do(error))
                 self.watch.images(-shown)
-                self.watch.say(
-                    f"memory ran out: going on with row tiles of {self.tiles.tile_bytes >> 20} MiB "
-                    f"and batches of {self.tiles.batch_size} images"
-                )
         for unit, error in broken.items():
             self._fail(unit, error)
         states = {

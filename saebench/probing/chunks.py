@@ -15,13 +15,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from saebench.coders import CoderRef
 from saebench.errors import (
     DataError,
     Mismatch,
-    SaebenchError,
     WriteError,
     is_out_of_memory,
 )
@@ -206,16 +204,7 @@ class Collecting:
                     self.whose.on_images(len(images.ids))
                     self.shown += len(images.ids)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            error.__traceback__ = None  # it holds the frames that hold the memory
-            if not self.tiles.halve():
-                raise SaebenchError(
-                    "memory ran out with one image in a batch and the smallest row tile",
-                    "hold fewer SAEs at once:  --memory 1GiB",
-                ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            self.whose.say(self.tiles.make_do(error))
             raise _Again from None
 
     def _show(self, images: Images, fillings: dict[Job, Filling], first: int) -> None:

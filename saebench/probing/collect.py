@@ -48,6 +48,7 @@ class Collector:
     bad_images: Literal["fail", "skip"] = "fail"
     on_images: Callable[[int], None] = lambda n: None
     on_bad: Callable[[str, int, str], None] = lambda split, row, why: None
+    say: Callable[[str], None] = lambda text: None
     left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)  # chunk -> ids, once known
 
     def __post_init__(self) -> None:

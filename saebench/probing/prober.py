@@ -15,7 +15,7 @@ import numpy as np
 
 from saebench.backbones import Backbone
 from saebench.data import Dataset
-from saebench.errors import is_out_of_memory
+from saebench.errors import SaebenchError, is_out_of_memory
 from saebench.images import rebased
 from saebench.loading import Loaded
 from saebench.probe_features import feature_of
@@ -60,10 +60,7 @@ class Probing:
         return self.collector.store
 
     def prepare(self, units: Iterable[Unit], loaded: Loaded) -> None:
-        """Find or fit what these units read; what others read is let go.
-
-        Errors: that memory ran out, on the CPU and with the smallest batches.
-        """
+        """Find or fit what these units read; what others read is let go."""
         self.made.clear()
         by_images: dict[str, list[Wanted]] = {}
         for unit in units:
@@ -156,9 +153,8 @@ class Probing:
         try:
             collected = self.collector.collect(asked, some[0].sample, loaded)
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.made.update({wanted.asked.unit: error for wanted in some})
+            said = _of_memory(error, f"collecting what {len(some)} probes are fitted on")
+            self.made.update({wanted.asked.unit: said for wanted in some})
             return
         for wanted in some:
             unit = wanted.asked.unit
@@ -184,10 +180,21 @@ class Probing:
         try:
             return compute()
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self.made[unit] = error
+            self.made[unit] = _of_memory(error, f"fitting the probes of {unit.coder.label}")
             return None
+
+
+def _of_memory(error: Exception, doing: str) -> Exception:
+    """The same error; where memory ran out, one that says in what and what takes less."""
+    if not is_out_of_memory(error):
+        return error
+    error.__traceback__ = None  # it holds the frames that hold the memory
+    said = SaebenchError(
+        f"memory ran out {doing}",
+        "fewer train images:  --train-limit 50000,  or  --option linear_probe.solver=ridge",
+    )
+    said.__cause__ = error
+    return said
 
 
 def _variant(unit: Unit) -> dict[str, Any]:
