@@ -19,6 +19,7 @@ Latents are ranked, and penalties chosen, on train images alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from saebench.task import Batch, Context, Measurement, Metric, Option, Task
@@ -159,6 +160,22 @@ class LinearProbe(Task):
             self.single = SingleSums(self.probes.single)
             self.parts["single"] = self.single
 
+    @cached_property
+    def columns(self) -> Mapping[str, Any]:
+        """What every row states; of an embedding also how it was made."""
+        of_embedding = self.probes.feature.name == "embedding"
+        more = {"last_block": self.ctx.last_block} if of_embedding else {}
+        return {**self.probes.columns, **more}
+
+    @cached_property
+    def variant(self) -> Mapping[str, Any]:
+        """What tells every row from those of the default."""
+        last_block = self.columns.get("last_block", "full")
+        return {
+            **self.probes.variant,
+            **({} if last_block == "full" else {"last_block": last_block}),
+        }
+
     def _unseen(self) -> str:
         """Why the splice of x̂ says nothing of the embedding; '' where that is not read."""
         if self.probes.feature.name != "embedding":
@@ -214,8 +231,8 @@ class LinearProbe(Task):
             row.metric,
             value.value if value else None,
             n,
-            variant={**self.probes.variant, **row.variant},
-            columns={**self.probes.columns, **row.columns, **baseline},
+            variant={**self.variant, **row.variant},
+            columns={**self.columns, **row.columns, **baseline},
             replicates=value.replicates if value else None,
             note=why or "; ".join(filter(None, notes)),
         )
@@ -223,8 +240,8 @@ class LinearProbe(Task):
     def _single_latents(self, rows: Rows, state: Mapping[str, Any], n: int) -> Measurement:
         from saebench.metrics.probe_scores import single_gain
 
-        columns = {**self.probes.columns, "pooling": rows.pooling}
-        given: Any = {"variant": self.probes.variant, "columns": columns}
+        columns = {**self.columns, "pooling": rows.pooling, **rows.fitted_on("single")}
+        given: Any = {"variant": self.variant, "columns": columns}
         if self.single is None or not n:
             why = rows.no_codes or ("no images" if self.single else "no latent was fitted")
             return Measurement("probe_r_1d", None, n, note=why, **given)

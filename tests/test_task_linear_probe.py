@@ -250,8 +250,10 @@ def test_columns_of_a_row_are_its_probe_s() -> None:
     assert rows["probe_accuracy_codes", ""].columns["pooling"] == "max"
     assert rows["probe_accuracy_codes", "pooling=mean"].variant["pooling"] == "mean"
     assert "pooling" not in rows["probe_accuracy_x", ""].columns
-    many = rows_of(probes(columns={"n_train": 10**6}))
-    assert many["tree_accuracy_codes", ""].columns["n_train"] == 100_000
+    many = rows_of(probes(looked={"tree": 50, "single": 60}))
+    assert many["tree_accuracy_codes", ""].columns["n_train"] == 50
+    assert many["probe_r_1d", ""].columns["n_train"] == 60
+    assert many["probe_accuracy_codes", ""].columns["n_train"] == 70
     assert rows["tree_delta_codes", ""].columns["n_train"] == 70
     macro = rows["probe_accuracy_x_macro", ""]
     assert macro.note == "over the 7 of 8 classes that have images"

@@ -135,6 +135,16 @@ def test_of_the_embedding() -> None:
     assert embedded(Identity(D), without_codes)["probe_loss_increase_frozen", ""].value == 0
 
 
+def test_an_embedding_says_how_it_was_made() -> None:
+    full, short = embedded(), embedded(last_block="cls")
+    assert {row.columns["last_block"] for row in full.values()} == {"full"}
+    assert {row.columns["last_block"] for row in short.values()} == {"cls"}
+    assert not any("last_block" in row.variant for row in full.values())
+    assert {row.variant["last_block"] for row in short.values()} == {"cls"}
+    at_the_site = rows_of(probes(), last_block="cls")
+    assert not any("last_block" in row.columns for row in at_the_site.values())
+
+
 @pytest.mark.parametrize(
     ("context", "why"),
     [

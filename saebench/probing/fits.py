@@ -31,15 +31,15 @@ from saebench.probe import DenseRows, Probe, Rows, fit_probe
 from saebench.probe.mapped import MappedRows
 from saebench.probe.ranking import rank_latents
 from saebench.probe.ridge import fit_ridge
-from saebench.probe.single import SingleLatents, fit_single
-from saebench.probe.tree import Tree, fit_tree
+from saebench.probe.single import CANDIDATES, SingleLatents, fit_single
+from saebench.probe.tree import ROWS, Tree, fit_tree
 from saebench.probe_features import Pooling
 from saebench.probe_options import BEST, LARGEST, SPARSE
 from saebench.probing.collected import Asked, Collected
 from saebench.probing.probes import Fitted, Probes
 from saebench.probing.sample import Sample
 from saebench.probing.stored import arrays_of, fitted_of, on_device
-from saebench.probing.train_codes import TrainCodes
+from saebench.probing.train_codes import LOOKED, TrainCodes
 from saebench.store import Store
 from saebench.task import variant_string
 
@@ -98,11 +98,13 @@ class Fits:
         codes: dict[Pooling, Fitted] = {}
         sparse: dict[int, Fitted] = {}
         tree = single = None
+        looked: dict[str, int] = {}
         if "codes" not in wanted.missing:
             usual = feature.poolings[0]
             codes = {pooling: self._codes(pooling) for pooling in feature.poolings}
             sparse = {k: self._sparse(usual, k) for k in SPARSE if k <= wanted.d_codes}
-            tree, single = self._tree(usual), self._single(usual)
+            tree, looked["tree"] = self._tree(usual)
+            single, looked["single"] = self._single(usual)
         return Probes(
             feature,
             wanted.label,
@@ -117,6 +119,7 @@ class Fits:
             {"feature": feature.name, "n_train": self._n_train},
             wanted.variant,
             wanted.taxonomy,
+            looked,
         )
 
     # What is fitted
@@ -137,9 +140,12 @@ class Fits:
                 latents_k = self._ranked(pooling)[:BEST].sort().values
                 folder = self.store.root if os.access(self.store.root, os.W_OK) else None
                 codes = codes.only(latents_k, folder)
-            return arrays_of(self._solved(codes.rows(self._labels, device)), latents_k)
+            found = arrays_of(self._solved(codes.rows(self._labels, device)), latents_k)
+            return {**found, **self._ranked_by(pooling)} if restricted else found
 
-        fields = {"pooling": pooling, "latents": BEST if restricted else None}
+        fields: dict[str, Any] = {"pooling": pooling, "latents": BEST if restricted else None}
+        if restricted:
+            fields["looked"] = LOOKED
         arrays = self._get("probe_codes", "codes", fields, lambda: on_device(self.device, fit))
         return self._fitted(arrays, {"latents": BEST} if restricted else {})
 
@@ -147,28 +153,36 @@ class Fits:
         def fit(device: torch.device) -> Mapping[str, np.ndarray]:
             latents_k = self._ranked(pooling)[:k]
             rows = self._train_codes(pooling).columns(latents_k, self._labels, device)
-            return arrays_of(self._solved(rows), latents_k)
+            return arrays_of(self._solved(rows), latents_k) | self._ranked_by(pooling)
 
-        fields = {"pooling": pooling, "k": k}
+        fields = {"pooling": pooling, "k": k, "looked": LOOKED}
         return self._fitted(
             self._get("probe_sparse", "codes", fields, lambda: on_device(self.device, fit))
         )
 
-    def _tree(self, pooling: Pooling) -> Tree:
+    def _tree(self, pooling: Pooling) -> tuple[Tree, int]:
+        """And how many images it was fitted on."""
+
         def fit() -> Mapping[str, np.ndarray]:
             parts, ranked_d = self._of_last_fit(pooling), self._ranked(pooling)
-            return fit_tree(*parts, ranked_d, seed=self.wanted.seed).arrays()
+            tree = fit_tree(*parts, ranked_d, seed=self.wanted.seed)
+            return {**tree.arrays(), "n_train": np.array(min(len(parts[0]) - 1, ROWS))}
 
-        fields = {"pooling": pooling, "solver": None, "seed": self.wanted.seed}
-        return moved(Tree.of(self._get("probe_tree", "codes", fields, fit)), self.device)
+        seed = self.wanted.seed
+        fields = {"pooling": pooling, "solver": None, "seed": seed, "looked": LOOKED}
+        arrays = self._get("probe_tree", "codes", fields, fit)
+        return moved(Tree.of(arrays), self.device), int(arrays["n_train"])
 
-    def _single(self, pooling: Pooling) -> SingleLatents:
+    def _single(self, pooling: Pooling) -> tuple[SingleLatents, int]:
+        """And how many images they were fitted on."""
+
         def fit() -> Mapping[str, np.ndarray]:
-            return fit_single(*self._of_last_fit(pooling)).arrays()
+            parts = self._of_last_fit(pooling)
+            return {**fit_single(*parts).arrays(), "n_train": np.array(len(parts[0]) - 1)}
 
-        fields = {"pooling": pooling, "solver": None}
+        fields = {"pooling": pooling, "solver": None, "tried": CANDIDATES, "looked": LOOKED}
         arrays = self._get("probe_single", "codes", fields, fit)
-        return moved(SingleLatents.of(arrays), self.device)
+        return moved(SingleLatents.of(arrays), self.device), int(arrays["n_train"])
 
     def _solved(self, rows: Rows) -> Probe:
         wanted = self.wanted
@@ -245,6 +259,11 @@ class Fits:
             self._rankings[pooling] = rank_latents(*self._looked(pooling, ~self._held_n))
         return self._rankings[pooling]
 
+    def _ranked_by(self, pooling: Pooling) -> dict[str, np.ndarray]:
+        """By how many of the first images latents were ranked, and of how many."""
+        train = self._train_codes(pooling)
+        return {"ranked_by": np.array([train.n_looked, train.n])}
+
     # Where it is kept, and where computed
 
     def _get(
@@ -265,7 +284,7 @@ class Fits:
             **fields,
         }
         if collected is None:
-            found = self.store.find(kind, key)
+            found = self.store.find(kind, key, mapped=True)
             if found is None:
                 raise Missing
             return found.arrays
@@ -277,4 +296,4 @@ class Fits:
             self.say(f"{kind.replace('_', ' ')} of {what}{' · ' if more else ''}{more}")
             return build()
 
-        return self.store.get(kind, key, told).arrays
+        return self.store.get(kind, key, told, mapped=True).arrays

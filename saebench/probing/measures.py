@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from saebench.metrics.probe_scores import Score, What
 from saebench.metrics.substitution import TOP_K
-from saebench.probe.tree import ROWS
 from saebench.probe_features import Pooling
 from saebench.probing.probes import Fitted, Probes
 
@@ -103,17 +102,18 @@ class Rows:
             why = self.no_codes or _unless(fitted, usual)
             yield from self._of(_sparse_names(k), f"k{k}", fitted, why, pooling=self.pooling)
         why = self.no_codes or _unless(probes.tree, "no tree was fitted")
-        yield from self._of(_TREE, "tree", None, why, pooling=self.pooling, columns=self._of_tree)
+        yield from self._of(
+            _TREE, "tree", None, why, pooling=self.pooling, columns=self.fitted_on("tree")
+        )
 
     @property
     def no_codes(self) -> str:
         return self.probes.missing.get("codes", "")
 
-    @property
-    def _of_tree(self) -> dict[str, Any]:
+    def fitted_on(self, what: Literal["tree", "single"]) -> dict[str, int]:
         """It is fitted on fewer train images, where there are very many."""
-        n_train = self.probes.columns.get("n_train")
-        return {} if n_train is None else {"n_train": min(n_train, ROWS)}
+        looked = self.probes.looked.get(what)
+        return {} if looked is None else {"n_train": looked}
 
     @property
     def pooling(self) -> Pooling:

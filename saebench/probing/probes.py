@@ -65,7 +65,8 @@ class Probes:
     x: on clean features; the frozen probe is this one. xhat: refitted on reconstructions. codes: by
     pooling, the default first. sparse: by k; tree and single: all three of the default pooling.
     missing: `xhat` or `codes` -> why there are none. taxonomy: level -> [c] int64, its value for
-    each class, of the levels that the class decides (species: genus, family).
+    each class, of the levels that the class decides (species: genus, family). looked: `tree` or
+    `single` -> images that it was fitted on, where they may be fewer than those of the others.
     """
 
     feature: Feature
@@ -81,3 +82,4 @@ class Probes:
     columns: Mapping[str, Any] = field(default_factory=dict)  # that every row of the unit states
     variant: Mapping[str, Any] = field(default_factory=dict)  # label, shots, … where not default
     taxonomy: Mapping[str, np.ndarray] = field(default_factory=dict)
+    looked: Mapping[str, int] = field(default_factory=dict)

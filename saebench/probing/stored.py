@@ -2,6 +2,7 @@
 
 W_dc [d c], b_c [c]  float64, for features as they are
 latents_k [k] int64  which columns of codes, where not all
+ranked_by [2] int64    on how many of the first images these were ranked, and of how many
 the numbers of the fit, 0-d each: penalty, losses in nat, accuracies, converged, absent, …
 """
 
@@ -73,6 +74,9 @@ def cautions(arrays: Mapping[str, np.ndarray]) -> list[str]:
     found = []
     if not arrays["converged"]:
         found.append(f"its fit did not converge: up to {float(arrays['left']):.1g} nat are left")
+    first, n = arrays.get("ranked_by", np.zeros(2, np.int64)).tolist()
+    if first < n:
+        found.append(f"latents ranked on the first {first:,} train images")
     if absent := int(arrays["absent"]):
         found.append(f"{absent} of {len(arrays['b_c'])} classes have no train image")
     if np.isnan(arrays["accuracy_validation"]):
