@@ -77,6 +77,18 @@ def test_equals_are_in_order_and_constant_latents_last() -> None:
     assert ranked(z.astype(np.float32), labels, 2).tolist() == [2, 3, 4, 5, 0, 1]
 
 
+def test_what_is_equal_but_for_rounding_is_in_order() -> None:
+    """200 latents, each firing on one image of one class, with a value of its own."""
+    rng = np.random.default_rng(4)
+    y, z = np.arange(1000) % 4, np.zeros((1000, 200), np.float32)
+    z[rng.permutation(np.flatnonzero(y == 2))[:200], np.arange(200)] = rng.gamma(1, size=200) + 0.1
+    assert ranked(z, y, 4).tolist() == list(range(200))
+    found = fit_single(*parts(z), 200, torch.from_numpy(y), 4)
+    assert int(found.latent_c[2]) == 0
+    tried = single._candidates(*parts(z), 200, torch.from_numpy(y), np.bincount(y))
+    assert tried[1].reshape(4, -1).tolist() == [list(range(single.CANDIDATES))] * 4
+
+
 def test_a_constant_that_float32_rounds_is_constant(labels: np.ndarray) -> None:
     z = np.full((N, 2), 0.1, np.float32)
     z[:, 1] += np.random.default_rng(0).normal(size=N).astype(np.float32) * 1e-3

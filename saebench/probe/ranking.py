@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 CONSTANT = 1e-12  # of Σ z²: a variance below is rounding
+DIGITS = 9  # of a share, or a correlation: what is equal to so many is equal
 
 _TABLE = 2**22  # sums held at once, of a block of classes
 _BLOCK = 2**22  # codes held at once beside it, and of one image at least
@@ -82,7 +83,7 @@ def rank_latents(
         between_d += (size_c1 * apart_cd**2).sum(axis=0)
     varies_d = found.spread_d > 0
     share_d = np.where(varies_d, between_d / np.where(varies_d, found.spread_d, 1), -1)
-    order = torch.from_numpy(np.argsort(-share_d, kind="stable"))
+    order = torch.from_numpy(np.argsort(-share_d.round(DIGITS), kind="stable"))
     return order.to(offsets_n1.device)
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, logsigmoid
 
 from saebench.probe.one_latent import Fits
-from saebench.probe.ranking import class_sums, moments
+from saebench.probe.ranking import DIGITS, class_sums, moments
 
-CANDIDATES = 8  # latents tried for a class
+CANDIDATES = 32  # latents tried for a class
+NAT = 9  # digits of a CE: of equals the lowest latent is kept
 DENSE = 0.1  # share of pairs of a class and an image, from where on a dense product is faster
 
 _BLOCK = 2**21  # codes fitted at once
@@ -163,6 +164,7 @@ def fit_single(
         deviation_p = np.sqrt(spread_d[latents] / n)
         fits = Fits.of(columns, y, classes, latents, deviation_p)
         slope_p, bias_p, ce_p = fits.solve()
+        ce_p = ce_p.round(NAT)
         order_p = np.lexsort((ce_p, classes))
         for p in order_p[np.diff(classes[order_p], prepend=-1) != 0]:  # the best of each class here
             label = classes[p]
@@ -188,12 +190,24 @@ def _candidates(
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for classes, sums_cd in class_sums(offsets_n1, indices_m, values_m, d, y_n, len(size_c)):
         own_c = size_c[classes]
-        apart_cd = np.abs(sums_cd - own_c[:, None] * known.mean_d) * inverse_d
-        apart_cd[(own_c == 0) | (own_c == n)] = 0
-        best = torch.from_numpy(apart_cd).topk(min(CANDIDATES, d), dim=1)
-        class_p, nth_p = (best.values > 0).numpy().nonzero()
-        pairs.append((class_p + classes.start, best.indices.numpy()[class_p, nth_p]))
+        told_c = (own_c > 0) & (own_c < n)
+        length_c = np.where(told_c, own_c * (1 - own_c / n), np.inf) ** 0.5  # of y = c, centred
+        r_cd = np.abs(sums_cd - own_c[:, None] * known.mean_d) * inverse_d / length_c[:, None]
+        class_p, latent_p = _largest(torch.from_numpy(r_cd.round(DIGITS)), min(CANDIDATES, d))
+        pairs.append((class_p + classes.start, latent_p))
     class_p, latent_p = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return class_p, latent_p
+
+
+def _largest(r_cd: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a row and the columns of its k largest, those alone that are above 0, both
+    ascending; of equals the lowest column counts.
+    """
+    least_c1 = r_cd.topk(k, dim=1).values[:, -1:] if k else r_cd.new_zeros(len(r_cd), 1)
+    above_cd, equal_cd = r_cd > least_c1, r_cd == least_c1
+    left_c1 = k - above_cd.sum(dim=1, keepdim=True)
+    above_cd |= equal_cd & (equal_cd.cumsum(dim=1) <= left_c1)
+    class_p, latent_p = (above_cd & (r_cd > 0)).numpy().nonzero()
     return class_p, latent_p
 
 
