@@ -35,7 +35,7 @@ from saebench.entries import (
 )
 from saebench.errors import WriteError
 from saebench.shards import ROWS, Shards, ShardWriter, open_shards
-from saebench.tensors import from_bytes, to_bytes
+from saebench.tensors import closed_map, from_bytes, to_bytes
 
 _DATA = "data.safetensors"
 
@@ -64,17 +64,23 @@ class Store:
         self.root = Path(root) if root is not None else paths.user_store()
         self._memory: dict[str, Artifact] = {}
         self._told = False
+        self._sound: set[str] = set()  # ids of those that are mapped, once checked
 
     # Artifacts
 
     def get(
-        self, kind: str, fields: Mapping[str, Any], build: Callable[[], Mapping[str, np.ndarray]]
+        self,
+        kind: str,
+        fields: Mapping[str, Any],
+        build: Callable[[], Mapping[str, np.ndarray]],
+        *,
+        mapped: bool = False,
     ) -> Artifact:
-        """The artifact of these fields, built if it is not there.
+        """The artifact of these fields, built if it is not there. mapped: as `find` has it.
 
         Of several processes that ask at once, one builds and the others wait for it.
         """
-        if found := self.find(kind, fields):
+        if found := self.find(kind, fields, mapped=mapped):
             return found
         from filelock import FileLock
 
@@ -86,12 +92,21 @@ class Store:
         except OSError as error:
             return self._remember(kind, fields, build(), unwritable(locks, error))
         try:
-            return self.find(kind, fields) or self.put(kind, fields, build())
+            if found := self.find(kind, fields, mapped=mapped):
+                return found
+            built = self.put(kind, fields, build())
         finally:
             lock.release()
+        again = self.find(kind, fields, mapped=True) if mapped else None
+        return again or built
 
-    def find(self, kind: str, fields: Mapping[str, Any]) -> Artifact | None:
-        """The artifact of these fields, every byte checked; None if it is not there."""
+    def find(
+        self, kind: str, fields: Mapping[str, Any], *, mapped: bool = False
+    ) -> Artifact | None:
+        """The artifact of these fields, every byte checked; None if it is not there.
+
+        mapped: its arrays are read from their file as they are used, and take no memory.
+        """
         id = entry_id(kind, fields)
         if id in self._memory:
             return self._memory[id]
@@ -100,10 +115,16 @@ class Store:
             manifest = read_manifest(folder)
             if manifest is None:
                 return None
+            if mapped:
+                if id not in self._sound and (problem := damage(folder, manifest)):
+                    raise ValueError(problem)
+                self._sound.add(id)
+                return Artifact(id, closed_map(folder / _DATA), manifest)
             data = (folder / _DATA).read_bytes()
             if hashlib.sha256(data).hexdigest() != manifest["files"][_DATA]["sha256"]:
                 raise ValueError(f"{_DATA} was altered")
         except (OSError, ValueError, KeyError) as error:
+            self._sound.discard(id)
             self.distrust(folder, error)
             return None
         return Artifact(id, from_bytes(data), manifest)

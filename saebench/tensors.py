@@ -47,12 +47,25 @@ def from_bytes(data: bytes) -> dict[str, np.ndarray]:
 
 
 def memory_map(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file as read-only views: nothing is read until it is used."""
-    with path.open("rb") as file:
-        n_header = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(n_header))
-    whole = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + n_header)
-    arrays = {}
+    """The arrays of a safetensors file as read-only views: nothing is read until it is used.
+
+    Each such file stays open.
+    """
+    return _views(np.memmap(path, dtype=np.uint8, mode="r"))
+
+
+def closed_map(path: Path) -> dict[str, np.ndarray]:
+    """The same with the file closed. Numbers that are written into it go into memory alone."""
+    import torch
+
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    return _views(whole.numpy())
+
+
+def _views(file: np.ndarray) -> dict[str, np.ndarray]:
+    n_header = int.from_bytes(file[:8].tobytes(), "little")
+    header = json.loads(file[8 : 8 + n_header].tobytes())
+    whole, arrays = file[8 + n_header :], {}
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]

@@ -1,13 +1,7 @@
 """Waves: coders that are held in memory together, packed so that they stay within --memory.
 
-What a coder takes is told from above, before anything is loaded: twice the bytes of its weights,
-and the probes of its units while their tasks run. With d features, s latents and c classes that is
-
-    8 (2 d c + p s c + 188 c)  bytes a unit
-
-for probes of x and x̂, of codes in each of p poolings, and the k-sparse ones. s is what the weights'
-bytes allow: a file of float32 is taken for twice the latents it has. Fitting is not in it: it takes
-probes one after the other.
+What a coder takes is told from above, before anything is loaded: twice the bytes of its weights.
+Probes are not in it: they are fitted one after the other, and then read from their files.
 """
 
 from __future__ import annotations
@@ -18,10 +12,10 @@ from dataclasses import dataclass
 
 from saebench.coders import CoderRef, chain_of
 from saebench.errors import UsageError
-from saebench.probe_options import LONG, n_train_of, probe_coefficients
+from saebench.probe_options import LONG, n_train_of
 from saebench.registry import Registry
 from saebench.specs import BackboneSpec
-from saebench.units import Unit, root_site
+from saebench.units import Unit
 from saebench.weights import weights_bytes
 
 
@@ -68,7 +62,6 @@ def _pack(registry: Registry, units: Sequence[Unit], memory: int) -> Iterator[Wa
 
     for coder in by_coder:
         size = _bytes(registry, coder, by_coder[coder][0].backbone)
-        size += sum(8 * _coefficients(registry, unit) for unit in by_coder[coder])
         if wave and held + size > memory:
             yield close()
             wave, held = [], 0
@@ -91,10 +84,3 @@ def _bytes(registry: Registry, coder: CoderRef, backbone: BackboneSpec) -> int:
         return backbone.sites[coder.site].width * (coder.k or 0) * 4
     assert coder.sae is not None
     return 2 * sum(weights_bytes(link) for link in chain_of(registry, coder.sae))
-
-
-def _coefficients(registry: Registry, unit: Unit) -> int:
-    """Of the probes of a unit, from above; several spliced together have none."""
-    if unit.coder.members:
-        return 0
-    return probe_coefficients(unit, unit.backbone.sites[root_site(registry, unit.coder)])

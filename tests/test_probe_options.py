@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from saebench import api, probe_options
+from saebench import api
 from saebench.api import config_of
 from saebench.data.manifest import Manifest
 from saebench.errors import SpecError, UsageError
@@ -138,38 +138,11 @@ def test_a_feature_that_a_coder_does_not_cover_leaves_the_others(
     assert found == [pair for pair in everything if pair[0] == "rows" or pair[1] not in covers]
 
 
-def test_waves_leave_room_for_probes(planned: Planned) -> None:
-    """The weights' 1,000 bytes are at most 15 latents of 16 dimensions; 48 classes."""
-    few = 48 * (1 + 2 + 5 + 10)
-    of_cls = 2 * 16 * 48 + 15 * 48 + few
-    of_both = 2 * 32 * 48 + 2 * 30 * 48 + few + 48 * 20  # pooled in two ways; k of up to 30
-    small, both = 2000 + 8 * of_cls, 2000 + 8 * of_both
-    options = {"task": ["rows", "probing"], "sae": ["small/a"]}
-    assert n_bytes(planned(**options)) == [small]
-    assert n_bytes(planned(**options, option="probing.feature=cls+mean")) == [both]
-    assert n_bytes(planned(**options, shots=[1, 5])) == [2000 + 3 * 8 * of_cls]
-    assert n_bytes(planned(task="rows", sae=["small/a"])) == [2000]
-    of_identity = 8 * (2 * 16 * 48 + 16 * 48 + few)
-    two = {**options, "sae": ["small/a", "identity"]}
-    assert n_bytes(planned(**two, memory=f"{small + of_identity}")) == [small + of_identity]
-    assert n_bytes(planned(**two, memory=f"{small + of_identity - 1}")) == [small, of_identity]
-
-
-def n_bytes(plan: Plan) -> list[int]:
-    """Of each wave; in the order of the SAEs that were asked for."""
-    (group,) = plan.groups
-    return [wave.n_bytes for wave in group.waves]
-
-
-def test_the_probe_of_a_large_dictionary_is_not_counted_larger_than_it_is(
-    planned: Planned, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """15 latents times 48 classes are 720 coefficients; the best 4 latents have 192."""
-    monkeypatch.setattr(probe_options, "LARGEST", 500)
-    monkeypatch.setattr(probe_options, "BEST", 4)
-    rest = 2000 + 8 * (2 * 16 * 48 + 48 * (1 + 2 + 5 + 10))
-    assert n_bytes(planned(sae="small/a")) == [rest + 8 * 500]
-    assert n_bytes(planned(sae="small/a", option="probing.solver=ridge")) == [rest + 8 * 4 * 48]
+def test_probes_make_no_more_waves(planned: Planned) -> None:
+    """Their weights are read from files: two coders of 2,000 bytes, and identity, share a pass."""
+    saes = ["small/a", "small/a@random", "identity"]
+    (group,) = planned(task=["rows", "probing"], sae=saes, shots=[1, 5], memory="4KB").groups
+    assert [wave.n_bytes for wave in group.waves] == [4000]
 
 
 def test_other_tasks_know_nothing_of_it(planned: Planned) -> None:

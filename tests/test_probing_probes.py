@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saebench.codes import Codes
-from saebench.probing.probes import Fitted, only
+from saebench.probing.probes import Fitted, fetched, only
 
 B, S, C = 7, 11, 4
 
@@ -58,6 +58,16 @@ def test_some_latents_alone_are_numbered_as_listed(share: float, latents: list[i
     assert (found.n_rows, found.d_sae) == (B, len(latents))
     assert np.array_equal(found.dense().numpy(), z_bs[:, latents].astype(np.float32))
     assert found.n_nonzero == np.count_nonzero(z_bs[:, latents])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_the_rows_that_a_batch_reads_make_the_same_logits(share: float) -> None:
+    codes, z_bs = codes_of(share)
+    W_dc, b_c = drawn(S, C, seed=3), drawn(C, seed=4)
+    some, rows_kc = fetched(codes, W_dc)
+    assert len(rows_kc) == some.d_sae == np.count_nonzero(z_bs.any(axis=0))
+    expected = z_bs @ W_dc.numpy() + b_c.numpy()
+    np.testing.assert_allclose(Fitted(rows_kc, b_c).logits(some), expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize(("b", "s"), [(3, 0), (0, S), (0, 0)])

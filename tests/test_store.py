@@ -47,6 +47,51 @@ def test_what_is_there_is_not_built_again(tmp_path: Path) -> None:
     assert again.meta["fields"] == FIELDS
 
 
+def test_a_mapped_artifact_lies_in_its_file(tmp_path: Path) -> None:
+    build, large = Counted(), {"W": np.arange(2.0**17)}
+    files = Path("/proc/self/fd")
+    n_open = len(list(files.iterdir())) if files.is_dir() else 0
+    store = Store(tmp_path)
+    made = [
+        store.get("mean", FIELDS, build, mapped=True),
+        Store(tmp_path).get("w", {}, lambda: large, mapped=True),
+    ]
+    found = Store(tmp_path).find("mean", FIELDS, mapped=True)
+    assert found is not None
+    for artifact in (made[0], found):
+        assert artifact.arrays["n"] == 2**60 + 1
+        np.testing.assert_array_equal(artifact.arrays["mean_d"], arrays()["mean_d"])
+    W = made[1].arrays["W"]
+    assert W.base is not None  # of a map, not memory of its own
+    np.testing.assert_array_equal(W, large["W"])
+    W[0] = 7.0  # into memory alone
+    assert not store.verify()
+    assert build.n == 1
+    if n_open:
+        assert len(list(files.iterdir())) == n_open
+
+
+def test_a_mapped_artifact_is_checked_once(tmp_path: Path) -> None:
+    build, data = Counted(), "data.safetensors"
+    Store(tmp_path).put("mean", FIELDS, arrays())
+    (file,) = tmp_path.glob(f"artifacts/mean/*/{data}")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    store = Store(tmp_path)
+    with pytest.warns(UserWarning, match="built anew: data.safetensors was altered"):
+        store.get("mean", FIELDS, build, mapped=True)
+    assert build.n == 1
+    assert store.get("mean", FIELDS, build, mapped=True).arrays["n"] == 2**60 + 1
+
+
+def test_what_is_to_be_mapped_and_cannot_be_written_is_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    store, build = Store(tmp_path / "a file"), Counted()
+    with pytest.warns(UserWarning, match="kept in memory"):
+        store.get("mean", FIELDS, build, mapped=True)
+    assert store.get("mean", FIELDS, build, mapped=True).arrays["n"] == 2**60 + 1
+    assert build.n == 1
+
+
 def test_every_field_counts(tmp_path: Path) -> None:
     ids = {
         entry_id("mean", FIELDS),

@@ -147,7 +147,7 @@ class Fits:
         if restricted:
             fields["looked"] = LOOKED
         arrays = self._get("probe_codes", "codes", fields, lambda: on_device(self.device, fit))
-        return self._fitted(arrays, {"latents": BEST} if restricted else {})
+        return self._fitted(arrays, {"latents": BEST} if restricted else {}, large=True)
 
     def _sparse(self, pooling: Pooling, k: int) -> Fitted:
         def fit(device: torch.device) -> Mapping[str, np.ndarray]:
@@ -191,7 +191,11 @@ class Fits:
         return fit(rows, held_n, wanted.n_classes, refit=wanted.sample.refit)
 
     def _fitted(
-        self, arrays: Mapping[str, np.ndarray], variant: Mapping[str, Any] | None = None
+        self,
+        arrays: Mapping[str, np.ndarray],
+        variant: Mapping[str, Any] | None = None,
+        *,
+        large: bool = False,
     ) -> Fitted:
         return fitted_of(
             arrays,
@@ -199,6 +203,7 @@ class Fits:
             n_train=self._n_train,
             device=self.device,
             variant=variant,
+            large=large,
         )
 
     # What it is fitted on

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -25,6 +26,7 @@ from saebench.saes import weighted_rows
 class Fitted:
     """A linear classifier: logits = features @ W_dc + b_c, float64.
 
+    Of a probe that the store has, W_dc lies in its file, and the rows that are used are read.
     latents_k: [k] int64, the columns of codes that it reads, in the order of the rows of W_dc;
     None: all. columns: what every row of it states (solver, penalty, converged, n_train); variant:
     what tells it from the default (`latents` where a dictionary was too large). note: a caution.
@@ -42,14 +44,23 @@ class Fitted:
         if isinstance(features, Tensor):
             return features.double() @ self.W_dc + self.b_c
         codes = features if self.latents_k is None else only(features, self.latents_k)
+        W_dc = self.W_dc
+        if W_dc.device != self.b_c.device:  # a GPU that had no room for it
+            codes, W_dc = fetched(codes, W_dc)
         exact = Codes(codes.d_sae, codes.offsets_n1, codes.indices_m, codes.values_m.double())
-        return weighted_rows(exact, self.W_dc) + self.b_c
+        return weighted_rows(exact, W_dc) + self.b_c
+
+
+def fetched(codes: Codes, W_sc: Tensor) -> tuple[Codes, Tensor]:
+    """The codes of the latents that any image has, and their rows of W, where the codes are."""
+    latents_k = codes.indices_m.unique()
+    return only(codes, latents_k), W_sc[latents_k.to(W_sc.device)].to(codes.values_m.device)
 
 
 def only(codes: Codes, latents_k: Tensor) -> Codes:
     """The codes of some latents alone, numbered as they are listed."""
     place_s = latents_k.new_full((codes.d_sae,), -1)
-    place_s[latents_k] = place_s.new_tensor(range(len(latents_k)))
+    place_s[latents_k] = torch.arange(len(latents_k), device=place_s.device)
     place_m = place_s[codes.indices_m]
     kept_m = place_m >= 0
     before_m1 = pad(kept_m.cumsum(0), (1, 0))

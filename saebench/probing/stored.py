@@ -51,11 +51,16 @@ def fitted_of(
     n_train: int,
     device: torch.device,
     variant: Mapping[str, Any] | None = None,
+    large: bool = False,
 ) -> Fitted:
-    """The classifier of such arrays, on a device. n_train: images that the last fit saw."""
+    """The classifier of such arrays, on a device. n_train: images that the last fit saw.
+
+    large: W_dc stays where it is, in its file most often, on a GPU that has no room to spare.
+    """
     latents = arrays.get("latents_k")
+    W_dc = torch.from_numpy(arrays["W_dc"])
     return Fitted(
-        torch.from_numpy(arrays["W_dc"]).to(device),
+        W_dc if large and not _has_room(device, W_dc.nbytes) else W_dc.to(device),
         torch.from_numpy(arrays["b_c"]).to(device),
         None if latents is None else torch.from_numpy(latents).to(device),
         {
@@ -67,6 +72,14 @@ def fitted_of(
         variant or {},
         "; ".join(cautions(arrays)),
     )
+
+
+def _has_room(device: torch.device, n_bytes: int) -> bool:
+    """Whether half of a GPU's memory is still free after so many bytes."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return free - n_bytes > total // 2
 
 
 def cautions(arrays: Mapping[str, np.ndarray]) -> list[str]:
