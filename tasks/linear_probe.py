@@ -11,7 +11,8 @@ classes; loss is the mean cross-entropy in nat:
     tree_*_codes         a decision tree of bounded depth, on the best latents
     probe_delta_*, probe_loss_increase_*   a measure − that of x, whose value is in `baseline`
 
-    probe_r_1d = mean over classes of 1 − CE of the best single latent / CE of the prevalence
+    probe_r_1d = mean over classes of 1 − CE of the best single latent / CE of the prevalence:
+                 best of the 32 latents that correlate most with the class
 
 Latents are ranked, and penalties chosen, on train images alone.
 """
@@ -142,12 +143,14 @@ class LinearProbe(Task):
         Metric("tree_accuracy_codes_macro", *_SHARE, "mean over classes"),
         Metric("tree_delta_codes", *_DELTA, "− probe_accuracy_x"),
         Metric("tree_delta_codes_macro", *_DELTA, "mean over classes"),
-        Metric("probe_r_1d", *_GAIN, "best latent a class: mean of 1 − CE / CE of prevalence"),
+        Metric(
+            "probe_r_1d", *_GAIN, "best latent a class, of 32: mean of 1 − CE / CE of prevalence"
+        ),
     )
 
     def start(self, ctx: Context) -> None:
         from saebench.metrics.probing import Predictions
-        from saebench.probing.predicting import Predictor, SingleSums
+        from saebench.probing.predicting import Predictor, SingleCodes
 
         self.ctx = ctx
         self.probes: Probes = ctx.probes
@@ -157,7 +160,7 @@ class LinearProbe(Task):
         self.predictions, self.single = Predictions(), None
         self.parts = {"predictions": self.predictions}
         if self.probes.single is not None:
-            self.single = SingleSums(self.probes.single)
+            self.single = SingleCodes(self.probes.single)
             self.parts["single"] = self.single
 
     @cached_property
@@ -196,7 +199,7 @@ class LinearProbe(Task):
         )
         self.predictions.add(keys_b, found.labels_b.cpu().numpy(), found.slots)
         if self.single is not None and found.codes is not None:
-            self.single.add(found.codes, found.labels_b, batch.weights_br)
+            self.single.add(found.codes)
 
     # --- rows --------------------------------------------------------------------------------
 
@@ -245,7 +248,7 @@ class LinearProbe(Task):
         if self.single is None or not n:
             why = rows.no_codes or ("no images" if self.single else "no latent was fitted")
             return Measurement("probe_r_1d", None, n, note=why, **given)
-        gain, used = single_gain(state, *self.single.sums())
+        gain, used = single_gain(state, *self.single.sums(state["keys"], state["labels"]))
         return Measurement(
             "probe_r_1d",
             gain.value,

@@ -170,6 +170,15 @@ def test_scores_have_ranks_alone() -> None:
     assert set(one.state()) == {"keys", "labels", "rank/"}
 
 
+def test_ranks_are_kept_in_a_byte_each() -> None:
+    predictions = Predictions()
+    ranks = torch.tensor([0, 4, 5, 254, 255, 256, 9999])
+    predictions.add(np.arange(7, dtype=np.uint64), np.arange(7), {"x": Said(ranks)})
+    kept = predictions.state()["rank/x"]
+    assert kept.nbytes == 7
+    assert kept.tolist() == [0, 4, 5, 254, 255, 255, 255]
+
+
 def test_a_named_class_is_right_or_wrong() -> None:
     assert said_class(torch.tensor([2, 0]), torch.tensor([2, 3])).rank_b.tolist() == [0, 1]
 

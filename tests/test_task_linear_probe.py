@@ -13,6 +13,8 @@ from torch import Tensor
 
 from saebench.controls import Identity
 from saebench.metrics import poisson_weights
+from saebench.probe.single import SingleLatents
+from saebench.probing.predicting import SingleCodes
 from saebench.probing.probes import Probes
 from saebench.results.schema import BY_NAME, VARIANT_COLUMNS
 from saebench.rows import check_value
@@ -155,6 +157,20 @@ def test_single_latents(r: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     value = row.value if r is None else row.replicates[r]
     assert value == pytest.approx(np.mean(gains), rel=1e-9)
     assert row.note == "over the 7 of 8 classes that have images"
+
+
+def test_what_is_kept_of_single_latents_does_not_grow_with_classes() -> None:
+    few, many = (
+        SingleLatents(*(part.repeat(times) for part in vars(SINGLE).values())) for times in (1, 999)
+    )
+    codes = CODER.encode(X.flatten(0, 1))
+    sizes = []
+    for single in (few, many):
+        part = SingleCodes(single)
+        part.add(codes[:40])
+        part.add(codes[40:])
+        sizes.append(sum(array.nbytes for array in part.state().values()))
+    assert sizes[0] == sizes[1] <= 4 * len(codes.l0_n()) + 5 * len(codes.values_m)
 
 
 @pytest.mark.parametrize(("batch", "segments"), [(1, []), (7, [1, 2, 40]), (90, [89])])

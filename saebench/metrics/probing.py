@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saebench.metrics.substitution import rank
 
+FAR = 255  # no score tells ranks from here on apart
 TINY = 1e-290  # below it a sum of probabilities has lost digits
 
 
@@ -129,7 +130,7 @@ class Predictions:
     def add(self, keys_b: np.ndarray, labels_b: np.ndarray, slots: Mapping[str, Said]) -> None:
         arrays = {"keys": keys_b, "labels": labels_b.astype(np.int64)}
         for name, one in slots.items():
-            arrays[f"rank/{name}"] = one.rank_b.int().cpu().numpy()
+            arrays[f"rank/{name}"] = one.rank_b.clamp(max=FAR).byte().cpu().numpy()
             if one.loss_b is not None:
                 arrays[f"loss/{name}"] = one.loss_b.cpu().numpy()
         self.merge(arrays)

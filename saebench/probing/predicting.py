@@ -19,14 +19,14 @@ from torch import Tensor
 from saebench.codes import Codes
 from saebench.errors import DataError, SaebenchError
 from saebench.finite import all_finite
-from saebench.metrics import REPLICATES, Sums
+from saebench.metrics.bootstrap import REPLICATES, weights_of
 from saebench.metrics.probing import Level, Said, levels_of, said, said_class
 from saebench.probe.single import SingleLatents
 from saebench.probing.features import clean_features, pooled_codes, reconstructed_features
 from saebench.probing.probes import Fitted, Probes, only
 from saebench.task import Batch
 
-IMAGES = 1024  # codes of so many images are kept until the sums of single latents are taken
+IMAGES = 1024  # sums of single latents are taken of so many at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,40 +160,63 @@ def _named(slot: str, found: Mapping[str, Said]) -> dict[str, Said]:
     return {f"{slot}@{level}" if level else slot: one for level, one in found.items()}
 
 
-class SingleSums:
-    """A `Part`: the CE of each class by its single latent (`probe.single`), added over images.
+class SingleCodes:
+    """A `Part`: the codes of each image, in order, of the latents that are some class's single one.
 
-    Of many images at once, since to add them up costs as much as there are classes.
+    The sums of a class (`probe.single`) are taken of them in the end: for each replicate of every
+    class they would be larger.
     """
 
     def __init__(self, single: SingleLatents) -> None:
-        c = len(single.latent_c)
-        self.single, self._waiting = single, list[tuple[Codes, Tensor, Tensor]]()
-        self._sums = Sums(plain=(c,), replicates=(c, REPLICATES))
+        self.single = single
+        self._latents_k = single.latent_c[single.latent_c >= 0].unique()
+        self._arrays: dict[str, list[np.ndarray]] = {}
 
-    def add(self, codes: Codes, labels_b: Tensor, weights_br: Tensor) -> None:
-        self._waiting.append((codes, labels_b, weights_br))
-        if sum(len(labels_b) for _, labels_b, _ in self._waiting) >= IMAGES:
-            self._flush()
+    def add(self, codes: Codes) -> None:
+        own = only(codes, self._latents_k)
+        small = np.min_scalar_type(len(self._latents_k))
+        self.merge(
+            {
+                "counts": own.l0_n().int().cpu().numpy(),
+                "latents": own.indices_m.cpu().numpy().astype(small),
+                "values": own.values_m.float().cpu().numpy(),
+            }
+        )
 
-    def sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The CE [c], that of each replicate [c R], and the prevalences [c]."""
-        state = self.state()
-        return state["plain"], state["replicates"], self.single.prevalence_c.cpu().numpy()
+    def sums(
+        self, keys_n: np.ndarray, labels_n: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The CE [c], that of each replicate [c R], and the prevalences [c].
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        codes, labels, weights = zip(*self._waiting, strict=True)
-        z = Codes.cat(codes)
-        parts = z.offsets_n1, z.indices_m, z.values_m, torch.cat(labels), torch.cat(weights)
-        found = self.single.sums(*parts)
-        self._sums.add(plain=found.latent_c, replicates=found.latent_cr)
-        self._waiting.clear()
+        keys: of the bootstrap; they and the labels are those of the images, in the same order.
+        """
+        state, c = self.state(), len(self.single.latent_c)
+        latents_k = self._latents_k
+
+        def moved(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(latents_k.device)
+
+        offsets_n1 = np.concatenate([[0], state["counts"].cumsum(dtype=np.int64)])
+        ce_c, ce_cr = np.zeros(c), np.zeros((c, REPLICATES))
+        for start in range(0, len(keys_n), IMAGES):
+            own = slice(start, start + IMAGES)
+            own_b1 = offsets_n1[start : start + IMAGES + 1]
+            inside = slice(own_b1[0], own_b1[-1])
+            found = self.single.sums(
+                moved(own_b1 - own_b1[0]),
+                latents_k[moved(state["latents"][inside].astype(np.int64))],
+                moved(state["values"][inside]),
+                moved(labels_n[own]),
+                moved(weights_of(keys_n[own])),
+            )
+            ce_c += found.latent_c.cpu().numpy()
+            ce_cr += found.latent_cr.cpu().numpy()
+        return ce_c, ce_cr, self.single.prevalence_c.cpu().numpy()
 
     def state(self) -> dict[str, np.ndarray]:
-        self._flush()
-        return self._sums.state()
+        self._arrays = {name: [np.concatenate(some)] for name, some in self._arrays.items()}
+        return {name: array for name, (array,) in self._arrays.items()}
 
     def merge(self, state: Mapping[str, np.ndarray]) -> None:
-        self._sums.merge(state)
+        for name, array in state.items():
+            self._arrays.setdefault(name, []).append(array)
