@@ -162,4 +162,5 @@ def source_of(spec: DatasetSpec, config: RunConfig) -> Source:
         dataset,
         dataset.resolved_revision,
         test.stratified and train.stratified,
+        not config.train_limit and not train.stratified and len(train.ids) >= n_train,
     )

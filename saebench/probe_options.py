@@ -114,7 +114,8 @@ def label_said_once(source: Source, options: dict[str, str]) -> dict[str, str]:
 
 def check_probes(source: Source, task: type[Task], options: Mapping[str, str]) -> None:
     """Errors: UsageError for a label level that the dataset lacks; DataError where one class is
-    all there is: there is nothing to tell apart.
+    all there is: there is nothing to tell apart; DataError for a stream of train images of which
+    nobody said how many: the first few would be taken for all.
     """
     level, dataset = options.get("label", ""), source.dataset
     if dataset is None:
@@ -126,6 +127,12 @@ def check_probes(source: Source, task: type[Task], options: Mapping[str, str]) -
             f"its levels: {known}; without the option it is the main label"
             if known
             else "it has the main label alone: leave out the option",
+        )
+    if source.first_alone:
+        raise DataError(
+            f"the train images of '{source.spec.name}' are a stream, of which the first "
+            f"{source.n_train:,} are here: '{task.name}' fits its probes on all that there are",
+            "say how many:  --train-limit N,  as many as the split has for all of it",
         )
     labels = labels_of(source, level)
     if len(labels) == 0 or (labels == labels[0]).all():
@@ -189,7 +196,7 @@ def feature_width(unit: Unit, site: SiteSpec, feature: Feature) -> int:
     return len(feature.parts) * site.width
 
 
-def probe_coefficients(unit: Unit, site: SiteSpec) -> int:
+def probe_coefficients(unit: Unit, site: SiteSpec, d_sae: int) -> int:
     """Numbers of all probes of a unit, from above: on x, on x̂, on codes, k-sparse.
 
     A dictionary that is too large is read by its best latents; one that is smaller than it seems
@@ -200,7 +207,7 @@ def probe_coefficients(unit: Unit, site: SiteSpec) -> int:
         return 0
     c = len(class_names_of(dataset, options.get("label", "")))
     feature = feature_of(options.get("feature", "auto"), covered(site, ref), ref.label)
-    latents = (latents_at_most(ref, site) or 0) * len(feature.code_parts)
+    latents = d_sae * len(feature.code_parts)
     most = BEST * c if options.get("solver") == "ridge" else max(LARGEST, BEST * c)
     of_codes = len(feature.poolings) * min(latents * c, most)
     of_few = c * sum(k for k in SPARSE if k <= latents)

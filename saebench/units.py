@@ -46,6 +46,7 @@ class Source:
     dataset: Dataset | None = None  # as it was opened to plan, so that it is listed once a run
     resolved_revision: str = ""  # of a hub dataset: the commit
     stratified: bool = True  # False: the images of a stream, in its own order
+    first_alone: bool = False  # train images are the first of a stream, and nobody said how many
 
     @property
     def n_segments(self) -> int:

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from saebench import lock
+from saebench import api, lock
 from saebench.data import Access, Dataset, open_dataset
 from saebench.data.loader import batches
 from saebench.errors import DataError
@@ -410,6 +410,19 @@ def test_a_stream_is_its_first_rows_in_their_order(tmp_path: Path) -> None:
     assert data.image("train", 129).tobytes() == whole.image("train", 129).tobytes()
     copy = pickle.loads(pickle.dumps(data))
     assert copy.image("train", 7).tobytes() == whole.image("train", 7).tobytes()
+
+
+def test_a_run_knows_that_it_has_the_first_of_a_stream_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = layouts.write(pets(30), tmp_path / "pets-here")
+    some, whole = spec_of(root, streaming=("train",)), spec_of(root)
+    monkeypatch.setattr(api, "STATISTICS_IMAGES", 20)
+    assert api.source_of(some, api.config_of()).first_alone
+    assert not api.source_of(some, api.config_of(train_limit=20)).first_alone
+    assert not api.source_of(whole, api.config_of()).first_alone
+    monkeypatch.setattr(api, "STATISTICS_IMAGES", 40)  # more than there are
+    assert not api.source_of(some, api.config_of()).first_alone
 
 
 def test_what_a_stream_gave_is_kept(tmp_path: Path) -> None:

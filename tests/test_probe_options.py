@@ -255,6 +255,19 @@ def test_a_long_pass_is_made_for_who_asks(planned: Planned, asked: dict[str, Any
     assert "probing" not in {one.name.split(" · ")[-1] for one in plan.passed_over}
 
 
+def test_a_stream_of_which_nobody_said_how_much_is_refused_and_the_others_go_on(
+    planned: Planned,
+) -> None:
+    def first(source: Source) -> Source:
+        return replace(source, first_alone=True)
+
+    plan = planned(first, task=["probing", "rows"])
+    (refusal,) = plan.refused
+    assert "are a stream, of which the first 2,048 are here" in str(refusal.error)
+    assert "--train-limit N" in str(refusal.error)
+    assert {unit.task.name for unit in plan.units} == {"rows"}
+
+
 def test_a_dataset_of_one_class_is_refused_and_the_others_go_on(planned: Planned) -> None:
     plan = planned(of_one_class, task=["rows", "probing"])
     assert [unit.task.name for unit in plan.units] == ["rows"]
