@@ -66,7 +66,7 @@ def not_default(task: type[Task], values: Mapping[str, str]) -> dict[str, str]:
 
 def _every_option(tasks: Sequence[type[Task]]) -> str:
     every = [
-        f"{task.name}.{name}={'|'.join(option.choices) or option.default}"
+        f"{task.name}.{name}={'|'.join(option.choices) or option.default or name.upper()}"
         for task in tasks
         for name, option in task.options.items()
     ]

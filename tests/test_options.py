@@ -50,6 +50,19 @@ def test_what_is_not_an_option_is_refused(text: str, what: str, hint: str) -> No
     assert hint in error.value.hint
 
 
+def test_what_is_offered_can_be_typed() -> None:
+    """An option that is empty by default has no value to show."""
+    tasks = [load_task(Registry.load([]), name) for name in (TASK, "linear_probe")]
+    with pytest.raises(UsageError) as error:
+        read_options(["label"], tasks)
+    offered = error.value.hint.removeprefix("there are: ").split("  ")
+    assert len(offered) == sum(len(task.options) for task in tasks)
+    assert "linear_probe.label=LABEL" in offered
+    for one in offered:
+        for choice in one.partition("=")[2].split("|"):
+            assert read_options([f"{one.partition('=')[0]}={choice}"], tasks)
+
+
 def test_one_run_has_one_value() -> None:
     task = load_task(Registry.load([]), TASK)
     twice = [f"{TASK}.replaced=all", f"{TASK}.replaced=all"]
