@@ -13,6 +13,7 @@ from rich.console import Console
 import saebench
 from saebench.api import config_of, plan_run
 from saebench.data import open_dataset
+from saebench.probe_options import SPARSE
 from saebench.probing.prober import Fits, Missing
 from saebench.probing.size import ProbeSize, probe_line, probe_size
 from saebench.progress import run_with_progress
@@ -20,7 +21,7 @@ from saebench.registry import Registry
 from saebench.store import Store
 from saebench.tensors import memory_map
 from tests.content import write
-from tests.small import setting
+from tests.small import add_sae, random_sae, setting
 from tests.test_probe_options import PROBES
 
 N = 96
@@ -85,7 +86,8 @@ def test_as_much_as_a_run_writes(
 
 def test_units_that_share_features_are_counted_once(root: Path, tmp_path: Path) -> None:
     one = size(root, tmp_path, "small/a")
-    assert one == ProbeSize(N, 2 * N * (4 * 16 + PLACE), N * (8 * 4 + COUNT))
+    features, codes = 2 * N * (4 * 16 + PLACE), N * (8 * 4 + COUNT)
+    assert replace(one, fits=0) == ProbeSize(N, features, codes, passes=1, seen=N)
     assert size(root, tmp_path, "small/a", "small/b").features == 3 * N * (4 * 16 + PLACE)
     assert size(root, tmp_path, "small/cls").features == one.features
     # Each of several shots is a sample of its own.
@@ -96,10 +98,40 @@ def test_units_that_share_features_are_counted_once(root: Path, tmp_path: Path) 
 
 
 def test_an_sae_whose_active_latents_nobody_states(root: Path, tmp_path: Path) -> None:
-    """Counted with all 48, or more: its file is not looked into."""
+    """Counted with all 48, as its file says."""
     found = size(root, tmp_path, "small/relu")
     assert found.unstated == ("small/relu",)
-    assert found.codes >= N * (8 * 48 + COUNT)
+    assert found.codes == N * (8 * 48 + COUNT)
+
+
+def test_active_latents_that_the_weights_file_alone_states(tmp_path: Path) -> None:
+    root = write(setting(tmp_path), {"tasks/probing.py": PROBES})
+    file = add_sae(root, "own", random_sae(5, k=6))
+    found = size(root, tmp_path, "small/own")
+    assert (found.codes, found.unstated) == (N * (8 * 6 + COUNT), ())
+    file.write_bytes(b"damaged")  # which is said when it is loaded
+    assert size(root, tmp_path, "small/own").unstated == ("small/own",)
+
+
+@pytest.mark.parametrize("feature", ["cls", "cls+mean"])
+def test_what_fits_take(root: Path, tmp_path: Path, feature: str) -> None:
+    """Of 48 classes, 16 dimensions and 48 latents of each part; all latents of one tell nothing."""
+    found = size(root, tmp_path, "small/a", option=f"probing.feature={feature}")
+    parts = 1 + feature.count("+")
+    c, of_few = 48, sum(k for k in SPARSE if k <= 48 * parts)
+    assert found.fits == 8 * c * (2 * 16 * parts + parts * 48 * parts + of_few)
+
+
+def test_each_wave_passes_over_the_train_images(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saes, console = ("small/a", "small/b"), Console(width=400)
+    assert size(root, tmp_path, *saes).passes == 1
+    found = size(root, tmp_path, *saes, memory="1KB", task=["rows", "probing"])
+    assert (found.passes, found.seen) == (2, 2 * N)
+    config = config_of(**asked(root, tmp_path, *saes, memory="1KB"), dry_run=True)
+    run_with_progress(config, console, console)
+    assert "up to 96 train images in 2 passes, 192 in all; features" in capsys.readouterr().out
 
 
 def test_a_dry_run_says_it(
