@@ -174,8 +174,7 @@ def cell(row: Row) -> str:
     value, low, high = row["value"], row["ci_low"], row["ci_high"]
     if value is None or math.isnan(value):
         return "–"
-    # No interval, or one of no width; and an L0 is there to know what is compared.
-    if low is None or not high > low or row.get("metric") == "l0":
+    if low is None or not high > low:  # no interval, or one of no width
         return number(value)
     half = (high - low) / 2
     digits = min(max(0, 1 - math.floor(math.log10(half))), 5)

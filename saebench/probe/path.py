@@ -63,7 +63,13 @@ def fit_probe(
         start = None
         for candidate in PENALTIES:
             start = solve(
-                seen, n_classes, candidate, start, tolerance=CHOOSING * tolerance, shared=shared
+                seen,
+                n_classes,
+                candidate,
+                start,
+                tolerance=CHOOSING * tolerance,
+                shared=shared,
+                rough=True,
             )
             evaluations += start.evaluations
             found, right = scores(unseen, start)
