@@ -22,6 +22,8 @@ from saebench.activation_size import size_line
 from saebench.api import CHANGED_TASK, RunResult, execute, plan_run
 from saebench.bars import stepping_aside
 from saebench.plan import Group, Plan
+from saebench.probe_options import LONG
+from saebench.probing.prober import Fitting
 from saebench.probing.size import probe_line
 from saebench.registry import Registry
 from saebench.report import print_tables
@@ -42,13 +44,16 @@ class ProgressWatch(Watch):
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("images"),
+            TextColumn("{task.fields[of]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
         self.current: TaskID | None = None
-        self.fitting: TaskID | None = None
+        self.statistics: TaskID | None = None
+        self.collection: TaskID | None = None
+        self.fits: TaskID | None = None
+        self.told: set[str] = set()  # whose fits have begun
         self.n_failed = 0
 
     def group(self, group: Group, n_images: int) -> None:
@@ -59,7 +64,7 @@ class ProgressWatch(Watch):
         text = f"{group.backbone.name} · {group.source.spec.name} · {what}"
         if not self.console.is_terminal:
             self.console.print(text, markup=False)
-        self.current = self.bar.add_task(escape(text), total=n_images)
+        self.current = self.bar.add_task(escape(text), total=n_images, of="images")
 
     def images(self, n: int) -> None:
         if self.current is not None:
@@ -67,9 +72,32 @@ class ProgressWatch(Watch):
 
     def train_images(self, n: int) -> None:
         # Train statistics that the store lacks: how many images they take is not known before.
-        if self.fitting is None:
-            self.fitting = self.bar.add_task("fitting train statistics", total=None)
-        self.bar.advance(self.fitting, n)
+        if self.statistics is None:
+            self.statistics = self.bar.add_task("fitting train statistics", total=None, of="images")
+        self.bar.advance(self.statistics, n)
+
+    def collecting(self, n_images: int) -> None:
+        if not self.console.is_terminal:
+            self.say(f"collecting features of {n_images:,} train images for probes")
+        if self.collection is not None:
+            self.bar.remove_task(self.collection)
+        text = "collecting features"
+        self.collection = self.bar.add_task(text, total=n_images, of="train images")
+
+    def collected(self, n: int) -> None:
+        if self.collection is not None:
+            self.bar.advance(self.collection, n)
+
+    def fitting(self, fitting: Fitting) -> None:
+        # To a file, what takes long is said of each fit, and else of a coder's first alone.
+        begins = fitting.who not in self.told
+        self.told.add(fitting.who)
+        if not self.console.is_terminal and (begins or fitting.n_images > LONG):
+            n = f"{fitting.n_images:,} train images"
+            self.say(f"{fitting.who}: fitting {fitting.what}, on {n}")
+        if self.fits is None:
+            self.fits = self.bar.add_task("fitting probes", of="")
+        self.bar.update(self.fits, total=fitting.of, completed=fitting.done + 1)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -31,7 +31,7 @@ from saebench.images import Images
 from saebench.loading import Loaded, load_coders
 from saebench.plan import Group
 from saebench.probing.collect import Collector
-from saebench.probing.prober import Probing
+from saebench.probing.prober import Fitting, Probing
 from saebench.reading import Reading
 from saebench.registry import Registry
 from saebench.results import ResultsFolder
@@ -52,6 +52,9 @@ class Watch:
     def group(self, group: Group, n_images: int) -> None: ...
     def images(self, n: int) -> None: ...
     def train_images(self, n: int) -> None: ...
+    def collecting(self, n_images: int) -> None: ...
+    def collected(self, n: int) -> None: ...
+    def fitting(self, fitting: Fitting) -> None: ...
     def say(self, text: str) -> None: ...
     def failed(self, unit: Unit, error: BaseException) -> None: ...
 
@@ -123,11 +126,12 @@ class GroupRun:
             self.tiles,
             self.workers,
             self.config.bad_images,
-            on_images=self.watch.train_images,
+            on_pass=self.watch.collecting,
+            on_images=self.watch.collected,
             on_bad=self.evaluation.bad.add,
             say=self.watch.say,
         )
-        return Probing(collector, self.config.seed, self.watch.say)
+        return Probing(collector, self.config.seed, self.watch.fitting)
 
     def _n_passes(self) -> int:
         return self.group.source.n_images * len(self.group.waves)

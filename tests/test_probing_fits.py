@@ -184,6 +184,9 @@ class Counting(Watch):
     def train_images(self, n: int) -> None:
         self.train += n
 
+    def collected(self, n: int) -> None:
+        self.train += n
+
     def say(self, text: str) -> None:
         self.said.append(text)
 

@@ -84,6 +84,7 @@ class Collecting:
             self._plan(one)
         todo = [chunk for chunk in self.chunks if self._left_of(chunk)]
         if todo:
+            self.whose.on_pass(sum(len(chunk.ids) for chunk in todo))
             self._measure(todo)
         return self._collected()
 

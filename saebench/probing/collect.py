@@ -46,6 +46,7 @@ class Collector:
     tiles: Tiles
     workers: int = 0
     bad_images: Literal["fail", "skip"] = "fail"
+    on_pass: Callable[[int], None] = lambda n_images: None
     on_images: Callable[[int], None] = lambda n: None
     on_bad: Callable[[str, int, str], None] = lambda split, row, why: None
     say: Callable[[str], None] = lambda text: None

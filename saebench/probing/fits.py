@@ -41,7 +41,6 @@ from saebench.probing.sample import Sample
 from saebench.probing.stored import arrays_of, fitted_of, on_device
 from saebench.probing.train_codes import LOOKED, TrainCodes
 from saebench.store import Store
-from saebench.task import variant_string
 
 IN_MEMORY = 2**31  # bytes of features
 
@@ -73,6 +72,14 @@ class Wanted:
     taxonomy: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
+    def n_fits(self) -> int:
+        """How many artifacts its probes are."""
+        if "codes" in self.missing:
+            return 2 - ("xhat" in self.missing)
+        of_codes = len(self.asked.feature.poolings) + sum(k <= self.d_codes for k in SPARSE)
+        return 2 - ("xhat" in self.missing) + of_codes + 2  # a tree, single latents
+
+    @property
     def restricted(self) -> bool:
         """Whether its dictionary is too large for a probe of all of it."""
         large = self.solver == "ridge" or self.d_codes * self.n_classes > LARGEST
@@ -87,7 +94,8 @@ class Fits:
     store: Store
     device: torch.device
     collected: Collected | None = None
-    say: Callable[[str], None] = lambda text: None
+    say: Callable[[str], None] = lambda what: None  # before something is fitted
+    step: Callable[[], None] = lambda: None  # after each artifact, fitted or found
     _rankings: dict[Pooling, Tensor] = field(default_factory=dict, repr=False)
 
     def probes(self) -> Probes:
@@ -297,8 +305,23 @@ class Fits:
             key["left_out"] = collected.left_out
 
         def told() -> Mapping[str, np.ndarray]:
-            more = variant_string({name: value for name, value in fields.items() if value})
-            self.say(f"{kind.replace('_', ' ')} of {what}{' · ' if more else ''}{more}")
+            self.say(_in_words(kind, what, fields))
             return build()
 
-        return self.store.get(kind, key, told, mapped=True).arrays
+        arrays = self.store.get(kind, key, told, mapped=True).arrays
+        self.step()
+        return arrays
+
+
+def _in_words(kind: str, what: str, fields: Mapping[str, Any]) -> str:
+    """What is fitted, for people."""
+    if kind == "probe_dense":
+        return "the probe on clean features" if what == "x" else "the probe on its reconstructions"
+    if kind == "probe_tree":
+        return "the tree on its codes"
+    if kind == "probe_single":
+        return "the best latent of each class"
+    number = fields.get("k") or fields.get("latents")
+    best = f"the best {number} of " if number else ""
+    pooled = "" if fields["pooling"] == "none" else f", {fields['pooling']} over tokens"
+    return f"the probe on {best}its codes{pooled}"

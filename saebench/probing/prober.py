@@ -19,7 +19,7 @@ from saebench.errors import SaebenchError, is_out_of_memory
 from saebench.images import rebased
 from saebench.loading import Loaded
 from saebench.probe_features import feature_of
-from saebench.probe_options import LONG, needs_probes, shots_of
+from saebench.probe_options import needs_probes, shots_of
 from saebench.probing.collect import Collector
 from saebench.probing.collected import Asked
 from saebench.probing.fits import Fits, Missing, Wanted
@@ -31,6 +31,17 @@ from saebench.together import Together
 from saebench.units import Source, Unit
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """What is fitted of whom, on how many images; how many of the fits of a sample are done."""
+
+    who: str
+    what: str
+    n_images: int
+    done: int
+    of: int
+
+
 @dataclass
 class Probing:
     """Probes of one backbone on one dataset, of the units of a wave.
@@ -40,7 +51,7 @@ class Probing:
 
     collector: Collector
     seed: int
-    say: Callable[[str], None] = lambda text: None
+    on_fit: Callable[[Fitting], None] = lambda fitting: None
     made: dict[Unit, Probes | Exception] = field(default_factory=dict)
 
     @property
@@ -156,6 +167,7 @@ class Probing:
             said = _of_memory(error, f"collecting what {len(some)} probes are fitted on")
             self.made.update({wanted.asked.unit: said for wanted in some})
             return
+        count = _Count(sum(wanted.n_fits for wanted in some))
         for wanted in some:
             unit = wanted.asked.unit
             if error := collected.errors.get(unit):
@@ -164,16 +176,15 @@ class Probing:
             missing = wanted.missing | collected.missing.get(unit, {})
             keys = {what: {**key, "batch": collected.batch} for what, key in wanted.keys.items()}
             wanted = replace(wanted, missing=missing, keys=keys)
-            fits = Fits(wanted, self.store, self.backbone.device, collected, self._told(wanted))
+            told = self._told(wanted, count)
+            fits = Fits(wanted, self.store, self.backbone.device, collected, told, count.step)
             if found := self._own(unit, fits.probes):
                 self.made[unit] = found
 
-    def _told(self, wanted: Wanted) -> Callable[[str], None]:
-        """How what is being fitted is said, where that takes long."""
+    def _told(self, wanted: Wanted, count: _Count) -> Callable[[str], None]:
+        """How what is being fitted is said."""
         n, who = len(wanted.sample), wanted.asked.unit.coder.label
-        if n <= LONG:
-            return lambda text: None
-        return lambda text: self.say(f"{who}: fitting the {text}, on {n:,} images")
+        return lambda what: self.on_fit(Fitting(who, what, n, count.done, count.of))
 
     def _own(self, unit: Unit, compute: Callable[[], Any]) -> Any:
         """What is computed for a unit; None where that fails, which is then its own error."""
@@ -182,6 +193,17 @@ class Probing:
         except Exception as error:
             self.made[unit] = _of_memory(error, f"fitting the probes of {unit.coder.label}")
             return None
+
+
+@dataclass
+class _Count:
+    """Fits of a sample, all and done."""
+
+    of: int
+    done: int = 0
+
+    def step(self) -> None:
+        self.done += 1
 
 
 def _of_memory(error: Exception, doing: str) -> Exception:
