@@ -45,7 +45,10 @@ def shots_of(options: Mapping[str, str]) -> int | None:
 def check_shots(tasks: Sequence[type[Task]], shots: Sequence[int]) -> None:
     """Errors: UsageError for --shots that no run, or none of these tasks, can have."""
     if wrong := [n for n in shots if n < 1]:
-        raise UsageError(f"--shots {wrong[0]}: it has to be 1 or more")
+        raise UsageError(
+            f"--shots {wrong[0]}: it has to be 1 or more",
+            "train images a class, as in  --shots 1 5 10;  all there are is measured without it",
+        )
     if shots and not any("shots" in task.options for task in tasks):
         raise UsageError(
             "--shots is for tasks that fit probes, and none of these does: "

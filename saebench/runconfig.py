@@ -20,7 +20,7 @@ class RunConfig:
     dataset: tuple[str, ...] = ()  # names or globs; none: the backbone's own
     limit: int | None = None  # first n images of the evaluation split
     train_limit: int | None = None  # first n train images to fit statistics (2048) and probes on
-    shots: tuple[int, ...] = ()  # probes of so many train images a class too, beside the full ones
+    shots: tuple[int, ...] = ()  # also probes of so few train images a class:  --shots 1 5 10
     option: tuple[str, ...] = ()  # choices that a task leaves to you, as TASK.NAME=VALUE
     splice_together: bool = False  # all chosen SAEs of a backbone at once, each at its own site
     last_block: Literal["full", "cls"] = "full"  # cls: of the last block only what a CLS head sees

@@ -20,6 +20,9 @@ from saebench.errors import SpecError
 from saebench.registry import Registry
 from saebench.task import Need, Option, Task
 
+# Options of a task with `probes` in its needs, and their usual defaults.
+OF_PROBES = {"feature": "auto", "label": "", "shots": "full", "solver": "logistic"}
+
 
 @dataclass(frozen=True)
 class TaskDescription:
@@ -151,6 +154,13 @@ def _check(task: type[Task], path: Path) -> None:
                 f"{path}: there is nothing called '{need}' that a task can need",
                 f"needs: {', '.join(get_args(Need))}",
             )
+    lacking = [name for name in OF_PROBES if name not in task.options]
+    if "probes" in task.needs and lacking:
+        entries = "".join(f'"{name}": Option("{OF_PROBES[name]}"), ' for name in lacking)
+        raise SpecError(
+            f"{path}: a task that needs probes has no option {' and none '.join(lacking)}",
+            f"add to its options:  {entries.removesuffix(', ')}",
+        )
 
 
 def source_sha256(task: type[Task]) -> str:

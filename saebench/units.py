@@ -86,10 +86,11 @@ class Unit:
 
     @property
     def label(self) -> str:
-        return (
-            f"{self.backbone.name} · {self.coder.label} · {self.task.name} · "
-            f"{self.source.spec.name}"
-        )
+        """Its names, and the options that are not the default."""
+        names = (self.backbone.name, self.coder.label, self.task.name, self.source.spec.name)
+        defaults = {name: option.default for name, option in self.task.options.items()}
+        chosen = [f"{k}={v}" for k, v in self.options.items() if v != defaults.get(k)]
+        return " · ".join([*names, *chosen])
 
 
 def backbone_identity(spec: BackboneSpec, *sites: str) -> dict[str, Any]:

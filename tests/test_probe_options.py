@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +13,7 @@ import pytest
 
 from saebench import api
 from saebench.api import config_of
+from saebench.cli import main
 from saebench.data.manifest import Manifest
 from saebench.errors import SpecError, UsageError
 from saebench.plan import Plan, make_plan
@@ -20,6 +21,7 @@ from saebench.probe_options import n_train_of
 from saebench.registry import Registry
 from saebench.runconfig import RunConfig
 from saebench.specs import DatasetSpec
+from saebench.taskfiles import load_task
 from saebench.units import Source, Unit
 from tests.content import BACKBONE, TASK, sae_entry, write
 
@@ -182,7 +184,7 @@ def test_shots_that_are_none(planned: Planned, said: str) -> None:
 
 
 def test_shots_that_no_run_can_have(planned: Planned) -> None:
-    with pytest.raises(UsageError, match="--shots 0: it has to be 1 or more"):
+    with pytest.raises(UsageError, match=r"(?s)--shots 0: it has to be 1 or more.*--shots 1 5 10"):
         planned(shots=[3, 0])
     with pytest.raises(UsageError, match=r"(?s)none of these does: rows.*--task"):
         planned(task="rows", shots=[1])
@@ -190,6 +192,35 @@ def test_shots_that_no_run_can_have(planned: Planned) -> None:
         config_of(shots=["one"])
     assert config_of(shots=np.array([1, 5])).shots == (1, 5)
     assert config_of(shots=None).shots == ()
+
+
+def test_shots_that_are_no_number_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--shots", "abc"])
+    assert "--shots 1 5 10" in capsys.readouterr().err
+
+
+def test_units_that_failed_can_be_told_apart(planned: Planned) -> None:
+    said = ["probing.solver=ridge", "probing.label=family"]
+    plan = planned(option=said, shots=[5], sae="small/a")
+    start = "small · small/a · probing · shapes · label=family"
+    assert {unit.label.removeprefix(start) for unit in plan.units} == {
+        " · solver=ridge",
+        " · shots=5 · solver=ridge",
+    }
+    assert one(planned(task="rows", sae="small/a")).label == "small · small/a · rows · shapes"
+
+
+@pytest.mark.parametrize("lacking", [("shots",), ("feature", "label", "shots", "solver")])
+def test_a_task_of_probes_without_their_options(tmp_path: Path, lacking: Sequence[str]) -> None:
+    lines = PROBES.replace('"probing"', '"partly"').splitlines()
+    kept = [line for line in lines if not any(f'"{name}": Option' in line for name in lacking)]
+    write(tmp_path, {"tasks/partly.py": "\n".join(kept)})
+    with pytest.raises(SpecError) as said:
+        load_task(Registry.load([tmp_path]), "partly")
+    assert f"needs probes has no option {' and none '.join(lacking)}" in said.value.what
+    for name in ("feature", "label", "shots", "solver"):
+        assert (f'"{name}": Option("' in said.value.hint) == (name in lacking)
 
 
 def test_a_label_level_that_the_dataset_lacks(planned: Planned) -> None:
