@@ -266,7 +266,8 @@ class Slow:
             with np.errstate(invalid="ignore", divide="ignore"):
                 r_s = np.abs(np.nan_to_num(np.corrcoef(z_ns.T, own_n)[-1, :-1]))
             tried = [
-                (*one_latent(z_ns[:, s], own_n), s) for s in np.argsort(-r_s, kind="stable")[:8]
+                (*one_latent(z_ns[:, s], own_n), s)
+                for s in np.argsort(-r_s.round(9), kind="stable")[:32]
             ]
             _, (a, b), s = min(tried, key=lambda fitted: fitted[0])
             test_n = y_test == label
