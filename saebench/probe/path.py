@@ -15,8 +15,10 @@ from saebench.probe.curvature import Spectrum
 from saebench.probe.logistic import TOLERANCE, solve
 from saebench.probe.rows import Rows
 from saebench.probe.solution import Solution, scores
+from saebench.probe.threads import worthwhile_threads
 
-CHOOSING = 10
+CHOOSING = 5
+RISE = 1.005  # times the least loss of held rows has risen: the fits are too rough to tell less
 PENALTIES = tuple(10.0**-i for i in range(8))  # λ: 1 … 1e-7
 
 
@@ -55,6 +57,11 @@ def fit_probe(
     refit: whether the held join the last fit; where not, the fit is of the others alone, which
     `loss_train` is then of too. Without held rows there is nothing to choose by: the largest λ.
     """
+    with worthwhile_threads(rows, n_classes):
+        return _fit(rows, held_n, n_classes, refit, tolerance)
+
+
+def _fit(rows: Rows, held_n: Tensor, n_classes: int, refit: bool, tolerance: float) -> Probe:
     seen, unseen = rows.where(~held_n), rows.where(held_n)
     best: Solution | None = None
     penalty, loss, accuracy, evaluations = PENALTIES[0], float("nan"), float("nan"), 0
@@ -73,9 +80,10 @@ def fit_probe(
             )
             evaluations += start.evaluations
             found, right = scores(unseen, start)
-            if best is not None and found >= loss:
+            if best is None or found < loss:
+                best, penalty, loss, accuracy = start, candidate, found, right
+            elif found > RISE * loss:
                 break
-            best, penalty, loss, accuracy = start, candidate, found, right
     fitted = rows if refit else seen
     last = solve(fitted, n_classes, penalty, best, tolerance=tolerance, shared=shared)
     evaluations += last.evaluations
