@@ -235,3 +235,18 @@ def test_ridge_refuses_what_is_too_wide() -> None:
     z[0, 0] = 1
     with pytest.raises(ValueError, match="4097 features"):
         fit_ridge(rows_of(z, torch.zeros(3, dtype=torch.int64)), torch.zeros(3).bool(), 2)
+
+
+def test_codes_of_low_rank_are_fitted() -> None:
+    """Fewer rows than latents, most of them silent: the covariance has many eigenvalues of 0."""
+    rng = np.random.default_rng(5)
+    n, d = 120, 384
+    z = np.zeros((n, d), np.float32)
+    y = rng.permutation(np.arange(n) % C)
+    for i in range(n):
+        z[i, rng.integers(0, 60, 8)] = rng.gamma(2, 0.5, 8)
+    for penalty in (1.0, 0.1, 1e-3):
+        found = solve(rows_of(z, torch.from_numpy(y), dtype=torch.float32), C, penalty)
+        assert found.converged
+        assert np.isfinite(found.loss)
+        assert found.loss < np.log(C)

@@ -45,10 +45,8 @@ class Spectrum:
         covariance_dd = rows.covariance(max(SAMPLE, 4 * rows.d))
         if covariance_dd is None:
             return cls(torch.ones(rows.d, dtype=rows.dtype, device=rows.device), None)
-        try:
-            e_d, U_dd = torch.linalg.eigh(covariance_dd)
-        except RuntimeError:  # in float32, of some matrices of low rank: of few images
-            e_d, U_dd = torch.linalg.eigh(covariance_dd.double())
+        # In float64: of few images it has low rank, and then LAPACK gives NaN in float32.
+        e_d, U_dd = torch.linalg.eigh(covariance_dd.double())
         return cls(e_d.clamp_min(0).to(rows.dtype), U_dd.to(rows.dtype))
 
     def times(self, point_dc: Tensor) -> Tensor:

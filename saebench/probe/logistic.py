@@ -55,13 +55,11 @@ def solve(
     *,
     tolerance: float = TOLERANCE,
     shared: Spectrum | None = None,
-    rough: bool = False,
 ) -> Solution:
     """The minimum for one λ, once no more than `tolerance` of the loss is left to gain.
 
     Where it takes too long, or the numbers' precision ends before, what was reached. shared: the
     spectrum of these rows or of ones like them; it changes how long it takes, not the minimum.
-    rough: once it seems so, by what L-BFGS knows of the Hessian, and without a Newton step.
     """
     present = rows.y_n.unique()
     spectrum = shared or Spectrum.of(rows)
@@ -75,7 +73,7 @@ def solve(
     else:
         point, memory = _begun(objective, few, penalty, spectrum)
     fit = _Fit(objective, penalty, spectrum)
-    point, loss, left = fit.minimum(point, tolerance, memory, polish=not rough)
+    point, loss, left = fit.minimum(point, tolerance, memory)
     point = point.double()
     W_dc = point.new_zeros(rows.d, n_classes)
     W_dc[:, present] = point[:-1]

@@ -70,13 +70,7 @@ def _fit(rows: Rows, held_n: Tensor, n_classes: int, refit: bool, tolerance: flo
         start = None
         for candidate in PENALTIES:
             start = solve(
-                seen,
-                n_classes,
-                candidate,
-                start,
-                tolerance=CHOOSING * tolerance,
-                shared=shared,
-                rough=True,
+                seen, n_classes, candidate, start, tolerance=CHOOSING * tolerance, shared=shared
             )
             evaluations += start.evaluations
             found, right = scores(unseen, start)
