@@ -236,6 +236,7 @@ def test_after_a_kill_the_same_command_ends_as_if_nothing_had_happened(
     pd.testing.assert_frame_equal(measured(tmp_path / "r"), undisturbed, check_exact=True)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_into_one_folder(root: Path, tmp_path: Path) -> None:
     limit = ("--limit", "200")
     both = [
