@@ -258,7 +258,10 @@ print(json.dumps(peaks))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_peak_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    """12 MiB of rows, and 96 MiB: two pieces of 4 MiB, and a block of 4 MiB in float64."""
+    """12 MiB of rows, and 96 MiB: two pieces of 4 MiB, and a block of 4 MiB in float64.
+
+    Of more rows than a sample has (12 MiB), there is a second one beside it.
+    """
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
         capture_output=True,
@@ -269,5 +272,5 @@ def test_peak_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     )
     _, few, many = json.loads(run.stdout)
     print(f"{few / 2**20:.1f} MiB, {many / 2**20:.1f} MiB")
-    assert many < few + 4 * 2**20
-    assert many < 32 * 2**20
+    assert many < few + 14 * 2**20
+    assert many < 44 * 2**20
